@@ -1,0 +1,1 @@
+//! Conformance checks of plugins, as data: id, clause of the contract, function.

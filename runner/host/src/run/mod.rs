@@ -1,0 +1,3 @@
+//! Live instances to a trained student.
+
+pub mod event;
