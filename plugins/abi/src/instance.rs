@@ -1,6 +1,8 @@
 //! Plugin instances and the interfaces of teachers, students and losses.
 
-use crate::{Ctx, DLManagedTensorVersioned, Error, Param, Port, Reader, Status, Str, Tape, Tensor, Writer};
+use crate::{
+    Ctx, DLManagedTensorVersioned, Error, Param, Port, Reader, Status, Str, Tape, Tensor, Writer,
+};
 use core::ffi::c_void;
 
 /// Id of [`Teacher`].
@@ -46,11 +48,13 @@ pub struct Plugin {
     /// \[step\] Releases all of that.
     pub deactivate: unsafe extern "C" fn(*const Plugin),
     /// \[step\] Optional, with `state_load` or not at all.
-    pub state_save:
-        Option<unsafe extern "C" fn(*const Plugin, *const Ctx, *const Writer, *mut Error) -> Status>,
+    pub state_save: Option<
+        unsafe extern "C" fn(*const Plugin, *const Ctx, *const Writer, *mut Error) -> Status,
+    >,
     /// \[step\] Optional.
-    pub state_load:
-        Option<unsafe extern "C" fn(*const Plugin, *const Ctx, *const Reader, *mut Error) -> Status>,
+    pub state_load: Option<
+        unsafe extern "C" fn(*const Plugin, *const Ctx, *const Reader, *mut Error) -> Status,
+    >,
     /// \[main\] Not active. Cannot fail.
     pub destroy: unsafe extern "C" fn(*const Plugin),
 }
@@ -141,7 +145,8 @@ pub struct Student {
         *mut Error,
     ) -> Status,
     /// \[step\] Optional: the host wrote parameters.
-    pub params_changed: Option<unsafe extern "C" fn(*const Plugin, *const Ctx, *mut Error) -> Status>,
+    pub params_changed:
+        Option<unsafe extern "C" fn(*const Plugin, *const Ctx, *mut Error) -> Status>,
     /// \[step\] Cotangents to gradients.
     pub backward: unsafe extern "C" fn(*const Plugin, *const Backward, *mut Error) -> Status,
     /// \[step\] Drops a tape unused.

@@ -35,7 +35,8 @@ pub const MANIFEST_MAGIC: &[u8; 8] = b"LMBMANI1";
 macro_rules! has {
     ($ptr:expr, $type:ty, $field:ident) => {{
         let pointer: *const $type = $ptr;
-        let end = ::core::mem::offset_of!($type, $field) + $crate::field_size(|s: &$type| &s.$field);
+        let end =
+            ::core::mem::offset_of!($type, $field) + $crate::field_size(|s: &$type| &s.$field);
         // SAFETY: `struct_size` is the first field of every growable struct (R3).
         unsafe { *pointer.cast::<u64>() >= end as u64 }
     }};

@@ -224,7 +224,8 @@ impl Tensor {
                 return Some(Vec::new());
             }
             // SAFETY: a valid tensor's shape and strides have `ndim` entries.
-            NonNull::new(p.cast_mut()).map(|p| unsafe { std::slice::from_raw_parts(p.as_ptr(), ndim) }.to_vec())
+            NonNull::new(p.cast_mut())
+                .map(|p| unsafe { std::slice::from_raw_parts(p.as_ptr(), ndim) }.to_vec())
         };
         let shape = list(dl.shape)?;
         let strides = list(dl.strides).unwrap_or_else(|| contiguous_strides(&shape));
@@ -285,7 +286,11 @@ impl Tensor {
     pub fn is_contiguous(&self) -> bool {
         let expected = contiguous_strides(&self.shape);
         self.elements() == 0
-            || self.shape.iter().zip(self.strides.iter().zip(&expected)).all(|(d, (s, e))| *d == 1 || s == e)
+            || self
+                .shape
+                .iter()
+                .zip(self.strides.iter().zip(&expected))
+                .all(|(d, (s, e))| *d == 1 || s == e)
     }
 
     /// The elements. `None` unless on the CPU, contiguous and of type `T`.
@@ -304,7 +309,10 @@ impl Tensor {
     ///
     /// # Safety
     /// No other reference to the elements is alive while the result is.
-    #[expect(clippy::mut_from_ref, reason = "clones share memory as views do; the caller rules out aliasing")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "clones share memory as views do; the caller rules out aliasing"
+    )]
     pub unsafe fn data_mut<T: Element>(&self) -> &mut [T] {
         assert!(
             T::DTYPE == self.dtype && self.device == abi::DLDevice::CPU && self.is_contiguous(),
@@ -336,7 +344,10 @@ impl Tensor {
     /// As [`Tensor::data_mut`].
     #[expect(clippy::mut_from_ref, reason = "as `data_mut`")]
     pub unsafe fn raw_mut(&self) -> &mut [u8] {
-        assert!(self.device == abi::DLDevice::CPU && self.is_contiguous(), "{self:?} is not contiguous on the CPU");
+        assert!(
+            self.device == abi::DLDevice::CPU && self.is_contiguous(),
+            "{self:?} is not contiguous on the CPU"
+        );
         if self.elements() == 0 {
             return &mut [];
         }

@@ -302,7 +302,10 @@ impl Instance {
         todo!()
     }
     /// Bytes held and extra bytes at the peak, if the plugin tells.
-    pub fn estimate(&self, inputs: &[Option<TensorSpec>]) -> Result<Option<(u64, u64)>, PluginError> {
+    pub fn estimate(
+        &self,
+        inputs: &[Option<TensorSpec>],
+    ) -> Result<Option<(u64, u64)>, PluginError> {
         todo!()
     }
     /// Gets all that is slow or large.
@@ -347,7 +350,10 @@ impl Instance {
         todo!()
     }
     /// Trainable tensors of a loss.
-    pub fn loss_params(&mut self, inputs: &[Option<TensorSpec>]) -> Result<Vec<LossParam>, PluginError> {
+    pub fn loss_params(
+        &mut self,
+        inputs: &[Option<TensorSpec>],
+    ) -> Result<Vec<LossParam>, PluginError> {
         todo!()
     }
     /// Checks shapes; the workspace is kept inside and reused.
@@ -355,7 +361,11 @@ impl Instance {
         todo!()
     }
     /// Value, metrics, gradients. Plans again by itself when shapes changed.
-    pub fn loss_compute(&mut self, ctx: CallCtx, call: &LossCall<'_>) -> Result<LossOut, PluginError> {
+    pub fn loss_compute(
+        &mut self,
+        ctx: CallCtx,
+        call: &LossCall<'_>,
+    ) -> Result<LossOut, PluginError> {
         todo!()
     }
     /// What a scheduler declares.

@@ -7,6 +7,7 @@ pub mod wiring;
 pub use catalogue::{Catalogue, SearchPath};
 pub use instance::Instance;
 
+use crate::data::Datasets;
 use crate::diagnostic::Diagnostics;
 use crate::plan::Plan;
 
@@ -22,6 +23,6 @@ pub struct Loaded {
 ///
 /// # Errors
 /// All problems found, each with its place in the pipeline.
-pub fn load(_plan: &Plan, _catalogue: &Catalogue) -> Result<Loaded, Diagnostics> {
+pub fn load(_plan: &Plan, _catalogue: &Catalogue, _data: &Datasets) -> Result<Loaded, Diagnostics> {
     todo!()
 }

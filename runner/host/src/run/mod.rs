@@ -1,3 +1,174 @@
 //! Live instances to a trained student.
 
 pub mod event;
+pub mod random;
+
+use crate::data::Datasets;
+use crate::diagnostic::Diagnostic;
+use crate::load::{Catalogue, Loaded};
+use crate::plan::{Plan, Which};
+use event::EventSink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How a run is carried out (not what it computes).
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// `--runs`, default `./runs`.
+    pub runs_dir: PathBuf,
+    /// Start anew although an unfinished run of the same pipeline exists.
+    pub fresh: bool,
+    /// Continue exactly this run directory (`resume`).
+    pub resume: Option<PathBuf>,
+    /// Go on although a plugin or a data file changed since the checkpoint.
+    pub accept_changes: bool,
+    /// Stop after this stage.
+    pub until: Option<String>,
+    /// Stop (exit 75, checkpoint) after so many optimizer steps of this process.
+    pub max_steps: Option<u64>,
+    /// Stop (exit 75, checkpoint) after so long.
+    pub time_limit: Option<Duration>,
+    /// Size of the pool, recorded.
+    pub threads: usize,
+    /// The command line, recorded in `config/command.txt`.
+    pub command: Vec<String>,
+    /// `--set` entries, recorded so that `resume` can plan again.
+    pub sets: Vec<String>,
+}
+
+/// Asks a running session to stop; cloned into signal handlers.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    stop: std::sync::Arc<std::sync::Mutex<Option<String>>>,
+}
+
+impl Control {
+    /// Finish the step, write a checkpoint, stop. The first reason wins.
+    pub fn request_stop(&self, reason: &str) {
+        let mut stop = self.stop.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        stop.get_or_insert_with(|| reason.to_owned());
+    }
+
+    /// The reason, once asked.
+    pub fn stop_requested(&self) -> Option<String> {
+        self.stop.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+/// How a run ended without an error.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// All stages are done.
+    Done {
+        /// Run directory.
+        dir: PathBuf,
+    },
+    /// They were done before.
+    AlreadyDone {
+        /// Run directory.
+        dir: PathBuf,
+    },
+    /// Stopped by request; a checkpoint is on disk. Exit 75.
+    Stopped {
+        /// Run directory.
+        dir: PathBuf,
+        /// Stage.
+        stage: String,
+        /// Step.
+        step: u64,
+        /// Signal, time limit, step limit.
+        reason: String,
+    },
+    /// `--until` was reached.
+    StageReached {
+        /// Run directory.
+        dir: PathBuf,
+        /// Stage.
+        stage: String,
+    },
+}
+
+/// Why a run failed; decides the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// 65.
+    Malformed,
+    /// 66.
+    MissingInput,
+    /// 69.
+    DeviceUnavailable,
+    /// 70.
+    Bug,
+    /// 73.
+    OutputBusy,
+    /// 74.
+    Io,
+    /// 76.
+    PluginBroke,
+    /// 77.
+    Untrusted,
+    /// 78.
+    Pipeline,
+    /// 79.
+    Diverged,
+}
+
+/// An error of a run.
+#[derive(Clone, Debug)]
+pub struct RunError {
+    /// Class.
+    pub failure: Failure,
+    /// What to print.
+    pub diagnostic: Box<Diagnostic>,
+}
+
+/// Trains, evaluates and exports as the plan says; continues an unfinished run of the same resolved pipeline.
+/// Must be called on a thread with a large stack (64 MiB): models record deep graphs.
+///
+/// # Errors
+/// See [`Failure`].
+#[expect(unused_variables, clippy::todo, reason = "skeleton")]
+pub fn run(
+    plan: &Plan,
+    loaded: Loaded,
+    datasets: &Datasets,
+    catalogue: &Catalogue,
+    options: &RunOptions,
+    control: &Control,
+    sink: &mut dyn EventSink,
+) -> Result<Outcome, RunError> {
+    todo!()
+}
+
+/// Metrics of a finished (or stopped) stage's student on a dataset: `limbeck eval`.
+///
+/// # Errors
+/// See [`Failure`].
+#[expect(unused_variables, clippy::todo, reason = "skeleton")]
+pub fn evaluate(
+    plan: &Plan,
+    loaded: Loaded,
+    datasets: &Datasets,
+    run_dir: &Path,
+    stage: usize,
+    which: Which,
+    data: Option<&str>,
+) -> Result<Vec<(String, Vec<(String, f64)>)>, RunError> {
+    todo!()
+}
+
+/// Writes a stage's student as a Hugging Face directory: `limbeck export`.
+///
+/// # Errors
+/// See [`Failure`].
+#[expect(unused_variables, clippy::todo, reason = "skeleton")]
+pub fn export(
+    plan: &Plan,
+    loaded: Loaded,
+    run_dir: &Path,
+    stage: usize,
+    which: Which,
+    to: &Path,
+) -> Result<(), RunError> {
+    todo!()
+}
