@@ -1,0 +1,21 @@
+# Parts of .ci/run, for the hand.
+default: check
+
+build:
+    cargo build --release --workspace
+
+test: build
+    cargo test --release --workspace
+
+check:
+    cargo fmt --check
+    cargo clippy --release --workspace --all-targets -- -D warnings
+
+smoke: build
+    target/release/limbeck run pipelines/digits.yaml
+
+bench:
+    bash benches/run.sh
+
+deny:
+    cargo deny check
