@@ -1,7 +1,15 @@
 //! Live instances to a trained student.
 
+pub mod checkpoint;
+mod error;
 pub mod event;
+pub mod lr;
+pub mod metrics;
+mod owner;
 pub mod random;
+pub mod rundir;
+pub mod safetensors;
+pub mod vfs;
 
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostic;
