@@ -195,6 +195,14 @@ impl Tensor {
         tensor
     }
 
+    /// Zeros in host memory that `fill` overwrites as bytes, native byte order.
+    pub fn filled(dtype: DType, shape: &[i64], fill: impl FnOnce(&mut [u8])) -> Self {
+        let tensor = Self::zeros(dtype, shape);
+        // SAFETY: fresh memory, not shared yet.
+        fill(unsafe { tensor.raw_mut() });
+        tensor
+    }
+
     /// Takes over a plugin's managed tensor; its deleter runs when the last clone drops. `None` if its element type
     /// is unknown or a pointer it must have is NULL (the deleter has run then).
     ///
@@ -353,6 +361,33 @@ impl Tensor {
         }
         // SAFETY: as above; uniqueness is the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.cast(), self.bytes()) }
+    }
+
+    /// The same elements row-major without gaps: itself if they lie so, else a copy. `None` unless on the CPU.
+    pub fn contiguous(&self) -> Option<Self> {
+        if self.device != abi::DLDevice::CPU {
+            return None;
+        }
+        if self.is_contiguous() {
+            return Some(self.clone());
+        }
+        let size = self.dtype.bytes();
+        let mut index = vec![0i64; self.shape.len()];
+        Some(Self::filled(self.dtype, &self.shape, |bytes| {
+            for element in bytes.chunks_exact_mut(size) {
+                let at: i64 = index.iter().zip(&self.strides).map(|(i, s)| i * s).sum();
+                let from = self.data.cast::<u8>().wrapping_offset(at as isize * size as isize);
+                // SAFETY: strides of a valid tensor keep every index below its shape inside its memory.
+                element.copy_from_slice(unsafe { std::slice::from_raw_parts(from, size) });
+                for (i, d) in index.iter_mut().zip(&self.shape).rev() {
+                    *i += 1;
+                    if *i < *d {
+                        break;
+                    }
+                    *i = 0;
+                }
+            }
+        }))
     }
 
     /// Rows `[from, to)` of the first axis, sharing memory. Panics if out of range: a caller's bug.
