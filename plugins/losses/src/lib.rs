@@ -1,1 +1,13 @@
-//! placeholder
+//! Limbeck's built-in losses: what a student is trained on, as plugins and as a library.
+//!
+//! * [`settings`]: what a pipeline writes under `with`, checked.
+//! * [`reference`]: the f64 oracle of the whole catalogue.
+//!
+//! Every loss computes `value = Σ w ℓ / normalizer` over counted rows and the exact gradient of that value.
+//! It divides by nothing else, so micro-batches add up.
+
+#[cfg(test)]
+mod golden;
+mod names;
+pub mod reference;
+pub mod settings;
