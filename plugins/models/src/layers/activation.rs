@@ -1,0 +1,145 @@
+//! Activations, their derivatives, and GELU as one operation with a gradient.
+//!
+//! NaN stays NaN in every activation. Invariant: ReLU and tanh take their derivative from the result, so nothing but
+//! the result is kept.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::element::{Element, by_dtype, elements, tensor, with_elements};
+use super::is_fused;
+
+/// What follows a linear map, element by element.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// y = x.
+    Identity,
+    /// y = max(x, 0); derivative 0 at 0.
+    #[default]
+    Relu,
+    /// y = x Φ(x), Φ the standard normal distribution function (no tanh approximation).
+    /// Source: Hendrycks and Gimpel 2016.
+    Gelu,
+    /// y = tanh x.
+    Tanh,
+}
+
+impl Activation {
+    /// y of x, any shape; gradients flow.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Identity => Ok(x.clone()),
+            Self::Relu => x.relu(),
+            Self::Gelu if is_fused(x) => x.contiguous()?.apply_op1(Gelu),
+            Self::Gelu => x.gelu_erf(),
+            Self::Tanh => x.tanh(),
+        }
+    }
+
+    /// Whether the derivative follows from the result.
+    pub(super) fn is_fusable(self) -> bool {
+        self != Self::Gelu
+    }
+
+    /// Replaces each x by y (fusable activations; others are left alone).
+    pub(super) fn apply_in_place<T: Element>(self, values: &mut [T]) {
+        match self {
+            Self::Identity | Self::Gelu => {}
+            // Not `max`: it would turn NaN into 0.
+            Self::Relu => values.iter_mut().for_each(|x| {
+                if *x < T::of(0.0) {
+                    *x = T::of(0.0);
+                }
+            }),
+            Self::Tanh => values.iter_mut().for_each(|x| *x = Element::tanh(*x)),
+        }
+    }
+
+    /// `grad · dy/dx` from the result y.
+    pub(super) fn gradient<T: Element>(self, y: T, grad: T) -> T {
+        match self {
+            Self::Identity | Self::Gelu => grad,
+            Self::Relu if y <= T::of(0.0) => T::of(0.0),
+            Self::Relu => grad,
+            Self::Tanh => grad * (T::of(1.0) - y * y),
+        }
+    }
+}
+
+struct Gelu;
+
+impl CustomOp1 for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(storage.dtype(), "gelu", T => {
+            let x = elements::<T>(storage, layout)?;
+            let y: Vec<T> = x.iter().map(|&x| x * normal_cdf(x)).collect();
+            Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(y), layout.shape().clone()))
+        })
+    }
+
+    /// `grad (Φ(x) + x φ(x))`.
+    fn bwd(&self, arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        by_dtype!(arg.dtype(), "gelu", T => with_elements::<T, _>(arg, |x| {
+            with_elements::<T, _>(&grad, |grad| {
+                let scale = T::of(0.398_942_280_401_432_7);
+                let dx = x.iter().zip(grad).map(|(&x, &grad)| {
+                    let density = Element::exp(-(x * x) * T::of(0.5)) * scale;
+                    grad * (normal_cdf(x) + x * density)
+                });
+                tensor(dx.collect(), arg.dims())
+            })
+        }))
+        .map(Some)
+    }
+}
+
+#[inline(always)]
+fn normal_cdf<T: Element>(x: T) -> T {
+    T::of(0.5) * (T::of(1.0) + Element::erf(x * T::of(std::f64::consts::FRAC_1_SQRT_2)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_gradients, wave};
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn gradients_match_central_differences() {
+        for activation in [Activation::Identity, Activation::Gelu, Activation::Tanh] {
+            check_gradients(&[wave(&[4, 5], 1.3)], |x| activation.apply(&x[0]));
+        }
+    }
+
+    #[test]
+    fn gelu_has_the_published_values_in_both_dtypes() {
+        // Φ(1) = 0.841344746, Φ(-1) = 0.158655254.
+        for dtype in [DType::F32, DType::F64] {
+            let x = Tensor::new(&[0f64, 1.0, -1.0, -30.0, 30.0], &Device::Cpu).unwrap();
+            let y = Activation::Gelu.apply(&x.to_dtype(dtype).unwrap()).unwrap();
+            let y = y.to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+            for (y, wanted) in y.iter().zip([0.0, 0.841_344_746, -0.158_655_254, 0.0, 30.0]) {
+                assert!((y - wanted).abs() < 4e-6, "{y} {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn not_a_number_stays_visible() {
+        let mut values = [f32::NAN, -1.0, 2.0];
+        Activation::Relu.apply_in_place(&mut values);
+        assert!(values[0].is_nan());
+        assert_eq!(values[1..], [0.0, 2.0]);
+        assert!(Activation::Relu.gradient(f32::NAN, f32::NAN).is_nan());
+    }
+}
