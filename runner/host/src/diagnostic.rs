@@ -2,6 +2,8 @@
 //!
 //! Data only: the program renders it. Codes are `LMB` + four digits, explained in `runner/docs/errors.md`.
 
+pub mod codes;
+
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -46,6 +46,16 @@ pub struct Plan {
     pub warnings: Diagnostics,
 }
 
+impl Plan {
+    /// `scenario.kind`, read from the resolved pipeline.
+    pub fn scenario(&self) -> Scenario {
+        match self.resolved.pointer("/scenario/kind").and_then(Json::as_str) {
+            Some("class") => Scenario::Class,
+            _ => Scenario::Domain,
+        }
+    }
+}
+
 /// `device: auto | cpu | cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -55,6 +65,15 @@ pub enum DeviceChoice {
     Cpu,
     /// A CUDA device.
     Cuda(u32),
+}
+
+/// `scenario.kind`: how the classes of a stream's tasks relate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scenario {
+    /// The same classes in each task; the default.
+    Domain,
+    /// New classes in each task; the output layer knows all of them from the start.
+    Class,
 }
 
 /// `uses` and `with`: a plugin and its settings as written (schema defaults are filled in by the load phase).
@@ -294,6 +313,22 @@ pub struct TrainPlan {
     pub stop_if: Option<StopIf>,
     /// Conditions checked at the end of the stage.
     pub gates: Vec<Gate>,
+}
+
+impl TrainPlan {
+    /// Every plugin that the stage names, in the order student, teacher, terms, schedulers.
+    pub fn plugin_uses(&self) -> impl Iterator<Item = &PluginUse> {
+        let teacher = match &self.teacher {
+            Some(TeacherPlan::Plugin(plugin) | TeacherPlan::Stage { student: plugin, .. }) => {
+                Some(plugin)
+            }
+            _ => None,
+        };
+        std::iter::once(&self.student)
+            .chain(teacher)
+            .chain(self.loss.iter().map(|t| &t.plugin))
+            .chain(self.schedulers.iter().map(|s| &s.plugin))
+    }
 }
 
 /// `{from: STAGE, which}`.
