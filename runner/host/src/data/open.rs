@@ -1,0 +1,370 @@
+//! Reads the datasets of a plan, each file once.
+//!
+//! Datasets with equal format and files form a unit; its files are read once for the requests of all members, and
+//! units are read side by side. A problem spoils its unit only.
+
+use super::column::{Builder, Request, column_name};
+use super::problem::Problems;
+use super::table::{Encoded, Stored, Table};
+use super::tokenize::TextEncoder;
+use super::{Dataset, SOURCE_SHIFT, csv, files, filter, idx, jsonl, npy, parquet, raw, text};
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::plan::{Column, DatasetPlan, Format, Plan};
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What could be read, and what is wrong.
+pub(super) struct Opened {
+    pub(super) datasets: BTreeMap<String, Arc<Dataset>>,
+    pub(super) encoder: Option<Arc<TextEncoder>>,
+    pub(super) problems: Diagnostics,
+}
+
+/// Datasets that read the same files.
+struct Unit<'a> {
+    format: Format,
+    files: Vec<PathBuf>,
+    requests: Vec<Request>,
+    members: Vec<Member<'a>>,
+}
+
+struct Member<'a> {
+    plan: &'a DatasetPlan,
+    first_id: i64,
+    numbers: Vec<(String, usize)>,
+    label: Option<usize>,
+    text: Option<usize>,
+    pair: Option<usize>,
+}
+
+pub(super) fn open(plan: &Plan, ids: &BTreeSet<String>) -> Opened {
+    let mut problems = Vec::new();
+    let wanted: Vec<&DatasetPlan> = ids.iter().filter_map(|id| plan.datasets.get(id)).collect();
+    let encoder = match &plan.tokenizer {
+        Some(tokenizer) if wanted.iter().any(|d| needs_tokens(d)) => TextEncoder::open(tokenizer)
+            .map_err(|problem| problems.push(problem))
+            .ok()
+            .map(Arc::new),
+        _ => None,
+    };
+    let sources = source_ids(plan);
+    let mut units: Vec<Unit> = Vec::new();
+    for dataset in wanted {
+        match check(dataset, plan.tokenizer.is_some()) {
+            Ok(files) => {
+                let first_id = sources.get(&dataset.id).copied().unwrap_or(0);
+                join(&mut units, dataset, files, first_id);
+            }
+            Err(found) => problems.extend(found),
+        }
+    }
+    let results: Vec<(Vec<Dataset>, Diagnostics)> =
+        units.into_par_iter().map(|unit| unit.read(&plan.base_dir, encoder.as_ref())).collect();
+    let mut datasets = BTreeMap::new();
+    for (read, found) in results {
+        datasets.extend(read.into_iter().map(|d| (d.id.clone(), Arc::new(d))));
+        problems.extend(found);
+    }
+    Opened { datasets, encoder, problems }
+}
+
+fn needs_tokens(dataset: &DatasetPlan) -> bool {
+    dataset.text.is_some() || dataset.format == Format::Text
+}
+
+/// First row id of each dataset. Equal files and columns give equal ids; nothing but the plan decides.
+fn source_ids(plan: &Plan) -> BTreeMap<String, i64> {
+    let same = |a: &DatasetPlan, b: &DatasetPlan| {
+        (a.format, &a.paths, &a.text, &a.label, a.ignore_label)
+            == (b.format, &b.paths, &b.text, &b.label, b.ignore_label)
+            && a.tensors.len() == b.tensors.len()
+            && a.tensors.iter().zip(&b.tensors).all(|((n, t), (m, u))| {
+                n == m
+                    && (&t.columns, &t.shape, t.dtype, t.scale)
+                        == (&u.columns, &u.shape, u.dtype, u.scale)
+            })
+    };
+    let mut sources: Vec<&DatasetPlan> = Vec::new();
+    let mut ids = BTreeMap::new();
+    for dataset in plan.datasets.values() {
+        let index = sources.iter().position(|s| same(s, dataset)).unwrap_or_else(|| {
+            sources.push(dataset);
+            sources.len() - 1
+        });
+        ids.insert(dataset.id.clone(), (index as i64) << SOURCE_SHIFT);
+    }
+    ids
+}
+
+/// Problems that the plan could not see; the files otherwise.
+fn check(dataset: &DatasetPlan, has_tokenizer: bool) -> Result<Vec<PathBuf>, Diagnostics> {
+    let place = |problem: Diagnostic| {
+        problem.at(dataset.span.clone()).within(format!("dataset `{}`", dataset.id))
+    };
+    let mut problems = Vec::new();
+    if needs_tokens(dataset) && !has_tokenizer {
+        problems.push(place(
+            Diagnostic::error("LMB0515", "text needs a `tokenizer`")
+                .help("add `tokenizer: {path: DIRECTORY}` at the top level"),
+        ));
+    }
+    let mut taken: BTreeSet<&str> = BTreeSet::from(["row_ids"]);
+    if dataset.label.is_some() {
+        taken.insert("labels");
+    }
+    if needs_tokens(dataset) {
+        taken.extend(["input_ids", "attention_mask", "token_type_ids"]);
+    }
+    for name in dataset.tensors.keys().filter(|name| taken.contains(name.as_str())) {
+        problems.push(place(Diagnostic::error(
+            "LMB0517",
+            format!("tensor `{name}` has the name of a column that this dataset already has"),
+        )));
+    }
+    if matches!(dataset.format, Format::Idx | Format::Npy) && needs_tokens(dataset) {
+        problems.push(place(Diagnostic::error("LMB0517", "arrays hold numbers, no `text`")));
+    }
+    match files::expand(&dataset.paths) {
+        Ok(files) if problems.is_empty() => Ok(files),
+        Ok(_) => Err(problems),
+        Err(found) => {
+            problems.extend(found.into_iter().map(place));
+            Err(problems)
+        }
+    }
+}
+
+/// Adds a dataset to the unit of its files.
+fn join<'a>(units: &mut Vec<Unit<'a>>, plan: &'a DatasetPlan, files: Vec<PathBuf>, first_id: i64) {
+    let found = units.iter().position(|u| u.format == plan.format && u.files == files);
+    let index = found.unwrap_or_else(|| {
+        units.push(Unit { format: plan.format, files, requests: Vec::new(), members: Vec::new() });
+        units.len() - 1
+    });
+    let unit = &mut units[index];
+    let mut request = |request: Request| {
+        unit.requests.iter().position(|r| *r == request).unwrap_or_else(|| {
+            unit.requests.push(request);
+            unit.requests.len() - 1
+        })
+    };
+    let numbers = plan
+        .tensors
+        .iter()
+        .map(|(name, tensor)| {
+            // The place does not matter for what is read.
+            let tensor = crate::plan::TensorPlan { span: None, ..tensor.clone() };
+            (name.clone(), request(Request::Numbers { name: name.clone(), tensor }))
+        })
+        .collect();
+    let label = plan.label.as_ref().map(|column| {
+        request(Request::Label { column: column.clone(), ignore: plan.ignore_label })
+    });
+    let lines = (plan.format == Format::Text).then_some(Column::Index(0));
+    let text = lines.as_ref().or(plan.text.as_ref().map(|t| &t.column)).cloned();
+    let text = text.map(|column| request(Request::Text { column }));
+    let pair = plan.text.as_ref().and_then(|t| t.pair.clone());
+    let pair = pair.map(|column| request(Request::Text { column }));
+    unit.members.push(Member { plan, first_id, numbers, label, text, pair });
+}
+
+impl Unit<'_> {
+    fn read(self, base: &Path, encoder: Option<&Arc<TextEncoder>>) -> (Vec<Dataset>, Diagnostics) {
+        let ids: Vec<&str> = self.members.iter().map(|m| m.plan.id.as_str()).collect();
+        let span = self.members.first().and_then(|m| m.plan.span.as_ref());
+        let mut problems = Problems::new(&ids, span);
+        let (columns, hashes) = rayon::join(
+            || self.columns(base, &mut problems),
+            || {
+                self.files.par_iter().map(|f| Ok((f.clone(), files::sha256(f)?))).collect::<Result<
+                    Vec<_>,
+                    Diagnostic,
+                >>(
+                )
+            },
+        );
+        if problems.any() {
+            return (Vec::new(), problems.into_list());
+        }
+        let (columns, others) = columns;
+        let hashes = hashes.and_then(|mut hashes| {
+            for file in others {
+                if !hashes.iter().any(|(f, _)| *f == file) {
+                    let hash = files::sha256(&file)?;
+                    hashes.push((file, hash));
+                }
+            }
+            Ok(Arc::new(hashes))
+        });
+        let hashes = match hashes {
+            Ok(hashes) => hashes,
+            Err(problem) => {
+                problems.push(problem);
+                return (Vec::new(), problems.into_list());
+            }
+        };
+        self.datasets(columns, &hashes, encoder, problems)
+    }
+
+    /// Reads all columns; the second is the files that requests named themselves.
+    fn columns(&self, base: &Path, problems: &mut Problems) -> (Vec<Stored>, Vec<PathBuf>) {
+        let limit = self.members.iter().map(|m| filter::rows_needed(m.plan)).max().unwrap_or(0);
+        let mut builders: Vec<Builder> = self.requests.iter().map(Request::builder).collect();
+        let mut others = Vec::new();
+        let arrays = match self.format {
+            Format::Idx => Some(idx::header as raw::ReadHeader),
+            Format::Npy => Some(npy::header as raw::ReadHeader),
+            _ => None,
+        };
+        if let Some(header) = arrays {
+            let (files, requests) = (&self.files, &self.requests);
+            others = raw::read(files, base, header, requests, &mut builders, limit, problems);
+        } else {
+            let read = match self.format {
+                Format::Jsonl => jsonl::read,
+                Format::Parquet => parquet::read,
+                Format::Text => text::read,
+                _ => csv::read,
+            };
+            let mut left = limit;
+            for file in &self.files {
+                let before = builders.first().map_or(0, rows);
+                if left > 0 && !self.requests.is_empty() {
+                    read(file, &self.requests, &mut builders, left, problems);
+                }
+                left -= left.min((builders.first().map_or(0, rows) - before) as u64);
+                if problems.any() {
+                    break;
+                }
+            }
+        }
+        if self.requests.is_empty() {
+            problems.push(
+                Diagnostic::error("LMB0517", "no column is taken from the files")
+                    .help("give `tensors`, `text` or `label`"),
+            );
+        }
+        if !problems.any() {
+            self.check_equal(&builders, problems);
+        }
+        let stored = builders.into_iter().map(|builder| match builder {
+            Builder::Numbers(numbers) => Stored::Numbers(Arc::new(numbers)),
+            Builder::Labels(labels) => Stored::Labels(Arc::new(labels)),
+            Builder::Texts(texts) => Stored::Texts(Arc::new(texts)),
+        });
+        (stored.collect(), others)
+    }
+
+    /// Arrays of different files may differ in rows.
+    fn check_equal(&self, builders: &[Builder], problems: &mut Problems) {
+        let counts: Vec<usize> = builders.iter().map(rows).collect();
+        if counts.windows(2).all(|w| w[0] == w[1]) {
+            return;
+        }
+        let list: Vec<String> = self
+            .requests
+            .iter()
+            .zip(&counts)
+            .map(|(r, n)| {
+                let from =
+                    r.column().map_or(String::new(), |c| format!(" from {}", column_name(c)));
+                format!("`{}`{from} has {n}", r.target())
+            })
+            .collect();
+        problems.push(Diagnostic::error(
+            "LMB0514",
+            format!("columns differ in rows: {}", list.join(", ")),
+        ));
+    }
+
+    fn datasets(
+        &self,
+        columns: Vec<Stored>,
+        hashes: &Arc<Vec<(PathBuf, String)>>,
+        encoder: Option<&Arc<TextEncoder>>,
+        problems: Problems,
+    ) -> (Vec<Dataset>, Diagnostics) {
+        let mut found = problems.into_list();
+        let count = columns.first().map_or(0, stored_rows);
+        let mut selected = Vec::new();
+        for member in &self.members {
+            let labels = member.label.and_then(|i| match columns.get(i) {
+                Some(Stored::Labels(labels)) => Some(labels),
+                _ => None,
+            });
+            match filter::select(member.plan, count, labels.map(|l| l.values.as_slice())) {
+                Ok(rows) => selected.push((member, rows, labels.cloned())),
+                Err(problem) => found.push(problem),
+            }
+        }
+        let mut encoded: BTreeMap<(usize, Option<usize>), Encoded> = BTreeMap::new();
+        let mut datasets = Vec::new();
+        for (member, rows, labels) in &selected {
+            let mut text = None;
+            if let Some(key) = member.text.map(|t| (t, member.pair)) {
+                let Some(encoder) = encoder else { continue };
+                if let Entry::Vacant(new) = encoded.entry(key) {
+                    let sharing =
+                        selected.iter().filter(|(m, ..)| m.text.map(|t| (t, m.pair)) == Some(key));
+                    let wanted = sharing.flat_map(|(_, rows, _)| rows.iter().copied()).collect();
+                    match encode(&columns, key, encoder, &wanted) {
+                        Ok(tokens) => drop(new.insert(tokens)),
+                        Err(problem) => {
+                            found.push(problem);
+                            break;
+                        }
+                    }
+                }
+                text = encoded.get(&key).cloned();
+            }
+            let numbers = member.numbers.iter().filter_map(|(name, i)| match columns.get(*i) {
+                Some(Stored::Numbers(numbers)) => Some((name.clone(), Arc::clone(numbers))),
+                _ => None,
+            });
+            let table = Table {
+                numbers: numbers.collect(),
+                labels: labels.clone(),
+                text,
+                hashes: Arc::clone(hashes),
+                first_id: member.first_id,
+            };
+            let id = member.plan.id.clone();
+            datasets.push(Dataset { id, table: Arc::new(table), rows: rows.clone() });
+        }
+        (datasets, found)
+    }
+}
+
+fn encode(
+    columns: &[Stored],
+    (text, pair): (usize, Option<usize>),
+    encoder: &Arc<TextEncoder>,
+    wanted: &BTreeSet<usize>,
+) -> Result<Encoded, Diagnostic> {
+    let texts = |index: usize| match columns.get(index) {
+        Some(Stored::Texts(texts)) => Arc::clone(texts),
+        _ => Arc::default(),
+    };
+    let pairs = pair.map(texts);
+    let tokens = encoder.encode(&texts(text), pairs.as_deref(), wanted)?;
+    Ok(Encoded { tokens: Arc::new(tokens), encoder: Arc::clone(encoder) })
+}
+
+fn rows(builder: &Builder) -> usize {
+    match builder {
+        Builder::Numbers(numbers) => numbers.bytes.len() / numbers.row_bytes().max(1),
+        Builder::Labels(labels) => labels.values.len(),
+        Builder::Texts(texts) => texts.rows(),
+    }
+}
+
+fn stored_rows(stored: &Stored) -> usize {
+    match stored {
+        Stored::Numbers(numbers) => numbers.bytes.len() / numbers.row_bytes().max(1),
+        Stored::Labels(labels) => labels.values.len(),
+        Stored::Texts(texts) => texts.rows(),
+    }
+}
