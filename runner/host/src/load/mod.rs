@@ -1,7 +1,16 @@
 //! Plan to live, wired instances. Opens libraries; touches no device, reads no weights, starts no threads.
 
 pub mod catalogue;
+pub(crate) mod codes;
 pub mod instance;
+pub mod library;
+pub mod lock;
+pub mod manifest;
+pub mod services;
+mod settings;
+pub mod staging;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod wiring;
 
 pub use catalogue::{Catalogue, SearchPath};

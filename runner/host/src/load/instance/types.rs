@@ -1,7 +1,9 @@
-//! One live instance; the only calls through a plugin's tables.
+//! What goes into plugin calls and comes out of them, owned by the host.
+//!
+//! Plain data. Nothing here calls a plugin.
 
+use super::Tape;
 use crate::tensor::{DType, Tensor, TensorSpec};
-use std::path::Path;
 
 /// Of one call; the instance adds the host table and the stream.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,24 +46,6 @@ impl Port {
     pub fn is_differentiable(&self) -> bool {
         self.flags & limbeck_abi::PORT_DIFFERENTIABLE != 0
     }
-}
-
-/// A plugin call that failed, attributed.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("plugin `{plugin}` {version} failed in {call}: {message}")]
-pub struct PluginError {
-    /// Plugin id.
-    pub plugin: String,
-    /// Its version.
-    pub version: String,
-    /// `forward`, `compute`, ...
-    pub call: &'static str,
-    /// `limbeck_abi::STATUS_*`.
-    pub status: i32,
-    /// What the plugin said; the meaning of the status if it said nothing.
-    pub message: String,
-    /// `pointer`, `tensor`, `row`, `native_code`, ...
-    pub notes: Vec<(String, String)>,
 }
 
 /// A parameter of a student or of a loss.
@@ -112,9 +96,6 @@ pub struct ForwardOut {
     /// When a gradient flag was set. Released on drop if not consumed.
     pub tape: Option<Tape>,
 }
-
-/// A plugin's record of one forward pass.
-pub struct Tape {}
 
 /// One call of a loss.
 pub struct LossCall<'a> {
@@ -271,122 +252,4 @@ pub enum Knob {
     F64(f64),
     /// Text.
     Str(String),
-}
-
-/// One live plugin instance.
-///
-/// Calls are legal only in the order of the lifecycle; after LMB_PANIC the instance is poisoned and every call but
-/// `destroy` (drop) fails at once. [main] and [step] calls come from one thread: the session's.
-pub struct Instance {}
-
-#[expect(unused_variables, clippy::todo, reason = "skeleton")]
-impl Instance {
-    /// Plugin id.
-    pub fn id(&self) -> &str {
-        todo!()
-    }
-    /// Plugin version.
-    pub fn version(&self) -> &str {
-        todo!()
-    }
-    /// Its ports, asked once.
-    pub fn ports(&self) -> &[Port] {
-        todo!()
-    }
-    /// Input ports in order.
-    pub fn inputs(&self) -> impl Iterator<Item = &Port> {
-        self.ports().iter().filter(|p| !p.is_output())
-    }
-    /// Whether it offers the interface.
-    pub fn offers(&self, interface: &str) -> bool {
-        todo!()
-    }
-    /// Bytes held and extra bytes at the peak, if the plugin tells.
-    pub fn estimate(
-        &self,
-        inputs: &[Option<TensorSpec>],
-    ) -> Result<Option<(u64, u64)>, PluginError> {
-        todo!()
-    }
-    /// Gets all that is slow or large.
-    pub fn activate(&mut self, ctx: CallCtx, work_dir: &Path) -> Result<(), PluginError> {
-        todo!()
-    }
-    /// Whether it is active.
-    pub fn is_active(&self) -> bool {
-        todo!()
-    }
-    /// Releases what `activate` got. No tensor or tape of it may be alive.
-    pub fn deactivate(&mut self) {
-        todo!()
-    }
-    /// Runs the model. `inputs` has one entry per input port.
-    pub fn forward(
-        &mut self,
-        ctx: CallCtx,
-        flags: ForwardFlags,
-        inputs: &[Option<Tensor>],
-        wanted: &[String],
-    ) -> Result<ForwardOut, PluginError> {
-        todo!()
-    }
-    /// A student's parameters and buffers; addresses hold until `deactivate`.
-    pub fn params(&mut self) -> Result<Vec<Param>, PluginError> {
-        todo!()
-    }
-    /// The host wrote parameters.
-    pub fn params_changed(&mut self, ctx: CallCtx) -> Result<(), PluginError> {
-        todo!()
-    }
-    /// Cotangents (by output name) to gradients. `param_grads`: one per parameter (tied ones `None`), or empty.
-    pub fn backward(
-        &mut self,
-        ctx: CallCtx,
-        tape: Tape,
-        cotangents: &[(String, Tensor)],
-        param_grads: &[Option<GradOut>],
-        input_grads: &[Option<GradOut>],
-    ) -> Result<(), PluginError> {
-        todo!()
-    }
-    /// Trainable tensors of a loss.
-    pub fn loss_params(
-        &mut self,
-        inputs: &[Option<TensorSpec>],
-    ) -> Result<Vec<LossParam>, PluginError> {
-        todo!()
-    }
-    /// Checks shapes; the workspace is kept inside and reused.
-    pub fn loss_plan(&mut self, inputs: &[Option<TensorSpec>]) -> Result<(), PluginError> {
-        todo!()
-    }
-    /// Value, metrics, gradients. Plans again by itself when shapes changed.
-    pub fn loss_compute(
-        &mut self,
-        ctx: CallCtx,
-        call: &LossCall<'_>,
-    ) -> Result<LossOut, PluginError> {
-        todo!()
-    }
-    /// What a scheduler declares.
-    pub fn schedule(&mut self) -> Result<Schedule, PluginError> {
-        todo!()
-    }
-    /// Shows an event; gives the requests that were filed, in order, checked against `allow`.
-    pub fn on_event(
-        &mut self,
-        ctx: CallCtx,
-        event: &Event<'_>,
-        allow: &dyn Fn(&Request) -> Result<(), String>,
-    ) -> Result<Vec<Request>, PluginError> {
-        todo!()
-    }
-    /// State beyond `params()`; `None` if the plugin has none.
-    pub fn state_save(&mut self, ctx: CallCtx) -> Result<Option<Vec<u8>>, PluginError> {
-        todo!()
-    }
-    /// Restores it.
-    pub fn state_load(&mut self, ctx: CallCtx, bytes: &[u8]) -> Result<(), PluginError> {
-        todo!()
-    }
 }
