@@ -1,14 +1,37 @@
 //! Live instances to a trained student.
 
+mod arith;
+mod assemble;
+mod bind;
 pub mod checkpoint;
 mod error;
+mod evaluate;
 pub mod event;
+mod forward;
+mod gradient;
+mod io;
+mod live;
 pub mod lr;
+pub mod matrix;
 pub mod metrics;
+mod models;
+mod offline;
+mod optimizer;
 mod owner;
+mod pass;
+mod probe;
 pub mod random;
+mod request;
+mod rows;
 pub mod rundir;
 pub mod safetensors;
+mod schedule;
+mod scores;
+mod session;
+mod stage;
+mod state;
+mod step;
+mod train_step;
 pub mod vfs;
 
 use crate::data::Datasets;
@@ -135,7 +158,6 @@ pub struct RunError {
 ///
 /// # Errors
 /// See [`Failure`].
-#[expect(unused_variables, clippy::todo, reason = "skeleton")]
 pub fn run(
     plan: &Plan,
     loaded: Loaded,
@@ -145,14 +167,16 @@ pub fn run(
     control: &Control,
     sink: &mut dyn EventSink,
 ) -> Result<Outcome, RunError> {
-    todo!()
+    session::run(plan, loaded, datasets, catalogue, options, control, sink)
 }
+
+/// Metrics by dataset: `(dataset, [(metric, value)])`.
+pub type Measured = Vec<(String, Vec<(String, f64)>)>;
 
 /// Metrics of a finished (or stopped) stage's student on a dataset: `limbeck eval`.
 ///
 /// # Errors
 /// See [`Failure`].
-#[expect(unused_variables, clippy::todo, reason = "skeleton")]
 pub fn evaluate(
     plan: &Plan,
     loaded: Loaded,
@@ -161,15 +185,14 @@ pub fn evaluate(
     stage: usize,
     which: Which,
     data: Option<&str>,
-) -> Result<Vec<(String, Vec<(String, f64)>)>, RunError> {
-    todo!()
+) -> Result<Measured, RunError> {
+    offline::evaluate(plan, loaded, datasets, run_dir, &offline::place(stage, which), data)
 }
 
 /// Writes a stage's student as a Hugging Face directory: `limbeck export`.
 ///
 /// # Errors
 /// See [`Failure`].
-#[expect(unused_variables, clippy::todo, reason = "skeleton")]
 pub fn export(
     plan: &Plan,
     loaded: Loaded,
@@ -178,5 +201,5 @@ pub fn export(
     which: Which,
     to: &Path,
 ) -> Result<(), RunError> {
-    todo!()
+    offline::export(plan, loaded, run_dir, &offline::place(stage, which), to)
 }

@@ -389,7 +389,7 @@ fn create(plan: &Plan, inputs: &Inputs, options: &RunOptions, hash: &str) -> Run
         started: timestamp(now()),
         updated: timestamp(now()),
     };
-    let mut run = RunDir { dir, record, continued: false, owner };
+    let run = RunDir { dir, record, continued: false, owner };
     run.write_config(plan, options)?;
     run.save()?;
     Ok(Opened::Run(Box::new(run)))

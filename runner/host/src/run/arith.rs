@@ -1,0 +1,173 @@
+//! Arithmetic on lists of float tensors in CPU memory, in f32 with sums in f64, the same bits every time.
+//!
+//! Refuses other devices, gaps and integer tensors.
+
+use super::error::{RunResult, bug};
+use crate::tensor::{DType, Tensor};
+use half::{bf16, f16};
+
+/// Calls `$body` with `$slice` as the typed elements of `$tensor` (writable).
+macro_rules! float_mut {
+    ($tensor:expr, $slice:ident => $body:expr) => {{
+        let tensor: &Tensor = $tensor;
+        if !tensor.is_contiguous() || tensor.device() != limbeck_abi::DLDevice::CPU {
+            return Err(bug(format!("arithmetic on {tensor:?}, which is not contiguous CPU memory")));
+        }
+        match tensor.dtype() {
+            DType::F32 => {
+                // SAFETY: the session's thread is the only one that writes host tensors between plugin calls.
+                let $slice = unsafe { tensor.data_mut::<f32>() };
+                $body
+            }
+            DType::BF16 => {
+                // SAFETY: as above.
+                let $slice = unsafe { tensor.data_mut::<bf16>() };
+                $body
+            }
+            DType::F16 => {
+                // SAFETY: as above.
+                let $slice = unsafe { tensor.data_mut::<f16>() };
+                $body
+            }
+            _ => return Err(bug(format!("arithmetic on {tensor:?}"))),
+        }
+    }};
+}
+
+/// An element that arithmetic in f32 works on.
+trait Real: Copy {
+    fn get(self) -> f32;
+    fn put(value: f32) -> Self;
+}
+impl Real for f32 {
+    fn get(self) -> f32 {
+        self
+    }
+    fn put(value: f32) -> Self {
+        value
+    }
+}
+impl Real for bf16 {
+    fn get(self) -> f32 {
+        self.to_f32()
+    }
+    fn put(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+impl Real for f16 {
+    fn get(self) -> f32 {
+        self.to_f32()
+    }
+    fn put(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+fn blend<X: Real, Y: Real>(a: f32, x: &[X], b: f32, y: &mut [Y]) {
+    if b == 0.0 {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = Y::put(a * x.get());
+        }
+    } else {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = Y::put(a * x.get() + b * y.get());
+        }
+    }
+}
+
+/// `y = a x + b y`. `b` = 0 does not read `y`. Shapes equal, types may differ.
+///
+/// # Errors
+/// Not contiguous float tensors in CPU memory, or of different size.
+pub(crate) fn axpby(a: f64, x: &Tensor, b: f64, y: &Tensor) -> RunResult<()> {
+    if x.elements() != y.elements() {
+        return Err(bug(format!("axpby of {x:?} and {y:?}")));
+    }
+    let (a, b) = (a as f32, b as f32);
+    float_mut!(x, xs => float_mut!(y, ys => blend(a, xs, b, ys)));
+    Ok(())
+}
+
+/// `y = 0`.
+///
+/// # Errors
+/// As [`axpby`].
+pub(crate) fn zero(y: &Tensor) -> RunResult<()> {
+    if y.device() != limbeck_abi::DLDevice::CPU || !y.is_contiguous() {
+        return Err(bug(format!("cannot clear {y:?}")));
+    }
+    // SAFETY: as in `float_mut`.
+    unsafe { y.raw_mut() }.fill(0);
+    Ok(())
+}
+
+fn squares<T: Real>(x: &[T]) -> f64 {
+    // Four chains: as exact, and not bound by the latency of one addition.
+    let mut sums = [0.0f64; 4];
+    let chunks = x.chunks_exact(4);
+    let rest: f64 = chunks.remainder().iter().map(|x| f64::from(x.get()).powi(2)).sum();
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            let x = f64::from(x.get());
+            *sum += x * x;
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+/// Sum of squares.
+///
+/// # Errors
+/// As [`axpby`].
+pub(crate) fn sum_of_squares(x: &Tensor) -> RunResult<f64> {
+    Ok(float_mut!(x, xs => squares(xs)))
+}
+
+/// The elements as f64, for metrics. `None` unless a contiguous CPU tensor.
+pub(crate) fn to_f64(x: &Tensor) -> Option<Vec<f64>> {
+    fn list<T: crate::tensor::Element>(x: &Tensor, f: impl Fn(T) -> f64) -> Option<Vec<f64>> {
+        Some(x.data::<T>()?.iter().map(|v| f(*v)).collect())
+    }
+    match x.dtype() {
+        DType::F32 => list::<f32>(x, f64::from),
+        DType::F64 => list::<f64>(x, |v| v),
+        DType::F16 => list::<f16>(x, f64::from),
+        DType::BF16 => list::<bf16>(x, f64::from),
+        DType::I64 => list::<i64>(x, |v| v as f64),
+        DType::I32 => list::<i32>(x, f64::from),
+        DType::U8 => list::<u8>(x, f64::from),
+        DType::U32 => list::<u32>(x, f64::from),
+    }
+}
+
+/// The elements as i64 (floats are cut). `None` unless a contiguous CPU tensor.
+pub(crate) fn to_i64(x: &Tensor) -> Option<Vec<i64>> {
+    match x.dtype() {
+        DType::I64 => Some(x.data::<i64>()?.to_vec()),
+        _ => Some(to_f64(x)?.into_iter().map(|v| v as i64).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn axpby_and_norms_agree_with_f64() {
+        let x: Vec<f32> = (0..37).map(|i| (i as f32 * 0.37).sin()).collect();
+        let y: Vec<f32> = (0..37).map(|i| (i as f32 * 0.11).cos()).collect();
+        let (tx, ty) = (Tensor::from_slice(&x, &[37]), Tensor::from_slice(&y, &[37]));
+        axpby(0.25, &tx, -2.0, &ty).unwrap();
+        for (i, got) in ty.data::<f32>().unwrap().iter().enumerate() {
+            let want = 0.25 * f64::from(x[i]) - 2.0 * f64::from(y[i]);
+            assert!((f64::from(*got) - want).abs() < 1e-6);
+        }
+        let want: f64 = x.iter().map(|v| f64::from(*v).powi(2)).sum();
+        assert!((sum_of_squares(&tx).unwrap() - want).abs() < 1e-12);
+        let nan = Tensor::from_slice(&[f32::NAN, 1.0], &[2]);
+        axpby(1.0, &Tensor::from_slice(&[3f32, 4.0], &[2]), 0.0, &nan).unwrap();
+        assert_eq!(nan.data::<f32>().unwrap(), [3.0, 4.0]);
+        assert!(axpby(1.0, &tx, 0.0, &Tensor::zeros(DType::I64, &[37])).is_err());
+    }
+}

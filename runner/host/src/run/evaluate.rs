@@ -1,0 +1,242 @@
+//! Evaluation: a student over a dataset, batch by batch, in the data's order.
+//!
+//! Changes no parameter and no statistic. Schedulers may supply the scores that decide the class.
+
+use super::arith::{to_f64, to_i64};
+use super::error::{RunResult, contract, plugin_error};
+use super::forward::{Mode, Wanted};
+use super::live::{Keys, Live, STUDENT};
+use super::pass::{Pass, PassOut, Sources};
+use super::random::Purpose;
+use super::rows::contiguous;
+use super::schedule::Shown;
+use super::scores::Scores;
+use super::step::Terms;
+use super::{Failure, RunError};
+use crate::data::{Batch, Dataset};
+use crate::diagnostic::Diagnostic;
+use crate::load::instance::ForwardFlags;
+use crate::load::wiring::{LoadedStage, Source};
+use crate::plan::Metric;
+use crate::tensor::Tensor;
+use limbeck_abi as abi;
+
+/// Metrics by name.
+pub(crate) type Values = Vec<(String, f64)>;
+
+fn malformed(dataset: &Dataset, message: impl std::fmt::Display) -> RunError {
+    let message = format!("evaluation on `{}`: {message}", dataset.id());
+    RunError::new(Failure::Malformed, Diagnostic::error("LMB0503", message))
+}
+
+/// Adds the rows of one batch to the scores.
+fn score(
+    scores: &mut Scores,
+    dataset: &Dataset,
+    batch: &Batch,
+    logits: &Tensor,
+    decide: Option<&Tensor>,
+    teacher: Option<&Tensor>,
+) -> RunResult<()> {
+    let floats = |t: &Tensor| {
+        to_f64(&contiguous(t)).ok_or_else(|| malformed(dataset, format!("{t:?} cannot be read")))
+    };
+    let classes = logits.shape().last().map_or(0, |d| *d as usize);
+    let labels = batch.columns.get("labels").and_then(to_i64);
+    let own = floats(logits)?;
+    let decide = decide.map(floats).transpose()?;
+    let teacher = teacher.map(floats).transpose()?;
+    scores
+        .add(
+            &own,
+            decide.as_deref().unwrap_or(&own),
+            labels.as_deref(),
+            teacher.as_deref(),
+            classes,
+        )
+        .map_err(|e| malformed(dataset, e))
+}
+
+impl Live<'_> {
+    /// Metrics of the student on a dataset, in the order asked for.
+    ///
+    /// # Errors
+    /// What a plugin says; rows that do not fit the student.
+    pub fn evaluate(&mut self, dataset: &Dataset, metrics: &[Metric]) -> RunResult<Values> {
+        let Some(logits) = self.bound.student_outputs.iter().position(|o| o == "logits") else {
+            return Err(contract(self.loaded.student.id(), "no output `logits` to evaluate"));
+        };
+        self.dispatch_all(&Shown { params: true, ..Shown::kind(abi::EVENT_EVAL_BEGIN) })?;
+        let wanted = self.wanted_in_evaluation(logits, metrics);
+        let teacher = self.bound.teacher_outputs.iter().position(|o| o == "logits");
+        let with_loss = metrics.contains(&Metric::Loss);
+        let (mut scores, mut losses) = (Scores::default(), Losses::default());
+        let rows: Vec<usize> = (0..dataset.rows()).collect();
+        for (n, places) in rows.chunks(self.train.batch_size.max(1)).enumerate() {
+            let pass = Pass::fresh(dataset.gather(places));
+            let (out, _) = self.forward(&pass, Mode::Look { record: false }, &wanted, n as u64)?;
+            let decide = self.show_batch(&pass, &out)?;
+            let Some(own) = out.student.get(logits).and_then(Option::as_ref) else { continue };
+            let taught = match self.teacher {
+                super::live::TeacherKind::Own => Some(own),
+                _ => teacher.and_then(|t| out.teacher.get(t)).and_then(Option::as_ref),
+            };
+            score(&mut scores, dataset, &pass.batch, own, decide.as_ref(), taught)?;
+            if with_loss {
+                self.add_losses(&pass, &out, &mut losses)?;
+            }
+        }
+        let value = |m: &Metric| match m {
+            Metric::Loss => losses.value(),
+            other => scores.value(other),
+        };
+        let values: Values = metrics.iter().map(|m| (m.name(), value(m))).collect();
+        let shown = Shown { metrics: values.clone(), ..Shown::kind(abi::EVENT_EVAL_END) };
+        self.dispatch_all(&shown)?;
+        Ok(values)
+    }
+
+    fn wanted_in_evaluation(&self, logits: usize, metrics: &[Metric]) -> Wanted {
+        let everything =
+            self.anyone_listens(abi::EVENT_EVAL_BATCH) || metrics.contains(&Metric::Loss);
+        let mut wanted = if everything { self.wanted_in_training() } else { Wanted::default() };
+        if !wanted.student.contains(&logits) {
+            wanted.student.push(logits);
+        }
+        if self.bound.teacher_reads_student {
+            let read = self.bound.teacher_inputs.iter().filter_map(|i| match i.feed {
+                Some(super::bind::Feed::Student(place)) => Some(place),
+                _ => None,
+            });
+            wanted.student.extend(read);
+            wanted.student.sort_unstable();
+            wanted.student.dedup();
+        }
+        if metrics.contains(&Metric::Agreement)
+            && let Some(place) = self.bound.teacher_outputs.iter().position(|o| o == "logits")
+            && !wanted.teacher.contains(&place)
+        {
+            wanted.teacher.push(place);
+        }
+        wanted
+    }
+
+    /// Shows a batch to the schedulers; gives the scores that one of them supplied.
+    fn show_batch(&mut self, pass: &Pass, out: &PassOut) -> RunResult<Option<Tensor>> {
+        for s in 0..self.loaded.schedulers.len() {
+            if self.listens(s, abi::EVENT_EVAL_BATCH) {
+                let tensors = self.ports_of(s, pass, out, (0, pass.batch.rows))?;
+                self.dispatch(s, &Shown { tensors, ..Shown::kind(abi::EVENT_EVAL_BATCH) })?;
+            }
+        }
+        let provided = std::mem::take(&mut self.asked.provided);
+        Ok(provided.into_iter().find(|((_, port), _)| port == "eval.scores").map(|(_, t)| t))
+    }
+
+    fn add_losses(&mut self, pass: &Pass, out: &PassOut, losses: &mut Losses) -> RunResult<()> {
+        let counts = self.count(std::slice::from_ref(pass))?;
+        let given = self.terms(pass, out, &counts, Terms::Pipeline, None, 0)?;
+        for (i, value) in given {
+            let term = &self.bound.terms[i];
+            losses.add(i, term.weight, value.value, counts[i][0]);
+        }
+        Ok(())
+    }
+}
+
+/// Weighted loss terms over an evaluation: the sum of each term's mean over all counted items.
+#[derive(Default)]
+struct Losses {
+    /// By term: (weight, sum, items).
+    by_term: std::collections::BTreeMap<usize, (f64, f64, f64)>,
+}
+
+impl Losses {
+    fn add(&mut self, term: usize, weight: f64, value: f64, items: f64) {
+        let entry = self.by_term.entry(term).or_insert((weight, 0.0, 0.0));
+        entry.1 += value * items;
+        entry.2 += items;
+    }
+
+    fn value(&self) -> f64 {
+        if self.by_term.is_empty() {
+            return f64::NAN;
+        }
+        self.by_term.values().map(|(weight, sum, items)| weight * sum / items).sum()
+    }
+}
+
+/// Metrics of an active student outside its stage (`eval` stages, `limbeck eval`). Metrics that need a teacher or
+/// loss terms are undefined here.
+///
+/// # Errors
+/// What the plugin says; rows that do not fit the student.
+pub(crate) fn evaluate_alone(
+    loaded: &mut LoadedStage,
+    dataset: &Dataset,
+    metrics: &[Metric],
+    batch_size: usize,
+    keys: Keys,
+) -> RunResult<Values> {
+    let ports: Vec<(String, bool)> =
+        loaded.student.inputs().map(|p| (p.name.clone(), p.is_optional())).collect();
+    let mut scores = Scores::default();
+    let rows: Vec<usize> = (0..dataset.rows()).collect();
+    let wanted = ["logits".to_owned()];
+    for (n, places) in rows.chunks(batch_size.max(1)).enumerate() {
+        let batch = dataset.gather(places);
+        let mut inputs = Vec::new();
+        for ((port, optional), source) in ports.iter().zip(&loaded.student_inputs) {
+            let tensor = match source {
+                Some(Source::Batch(column)) => batch.columns.get(column).cloned(),
+                _ => None,
+            };
+            if tensor.is_none() && !optional {
+                return Err(malformed(
+                    dataset,
+                    format!("no column for the student's port `{port}`"),
+                ));
+            }
+            inputs.push(tensor);
+        }
+        let ctx = keys.ctx(Purpose::Forward, STUDENT, 0, n as u64);
+        let out = loaded
+            .student
+            .forward(ctx, ForwardFlags::default(), &inputs, &wanted)
+            .map_err(|e| plugin_error(&e))?;
+        if let Some(logits) = out.outputs.first() {
+            score(&mut scores, dataset, &batch, logits, None, None)?;
+        }
+    }
+    Ok(metrics.iter().map(|m| (m.name(), scores.value(m))).collect())
+}
+
+/// Rows of an evaluation by scheduler ports, shared with the step.
+impl Live<'_> {
+    /// `lmb_event.tensors` of STEP_BEGIN: batch columns of all fresh rows of the step.
+    ///
+    /// # Errors
+    /// Rows that lack a column.
+    pub fn step_columns(
+        &self,
+        s: usize,
+        batch: &Batch,
+    ) -> RunResult<Vec<(String, Option<Tensor>)>> {
+        let pass = Pass::fresh(batch.clone());
+        let none = PassOut::default();
+        let sources = Sources {
+            bound: &self.bound,
+            pass: &pass,
+            out: &none,
+            params: &[],
+            provided: &self.provided,
+        };
+        let inputs = &self.bound.schedulers[s];
+        let get = |i: &super::bind::Input| {
+            let column = matches!(i.feed, Some(super::bind::Feed::Batch(_)));
+            let tensor = if column { sources.get(i, 0, batch.rows)? } else { None };
+            Ok((i.name.clone(), tensor))
+        };
+        inputs.iter().map(get).collect()
+    }
+}

@@ -1,0 +1,267 @@
+//! Work on students that are trained: `eval` and `export` stages, `limbeck eval`, `limbeck export`.
+//!
+//! Uses the instance of the stage that trained the student; the run directory is read, never changed, outside a run.
+
+use super::error::{RunResult, bug, plugin_error};
+use super::evaluate::{Values, evaluate_alone};
+use super::live::{Keys, STUDENT, copy_of};
+use super::metrics::LineOf;
+use super::models::overwrite;
+use super::random::Purpose;
+use super::rundir::{StageRecord, Status, read_stage, stage_dir, stage_hash};
+use super::session::{Session, student_of};
+use super::stage::{dataset, finite, write_json};
+use super::state::{misfit, tensors};
+use super::{Failure, RunError};
+use crate::data::Datasets;
+use crate::diagnostic::Diagnostic;
+use crate::load::Loaded;
+use crate::load::wiring::LoadedStage;
+use crate::plan::{
+    EvalPlan, ExportPlan, FromStage, Metric, Plan, PluginUse, StagePlan, TeacherPlan, TrainPlan,
+    Which,
+};
+use crate::report::hf;
+use crate::run::event::Event;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Calls `f` with the active student of a stage, as `from` asks for it.
+fn with_student<T>(
+    plan: &Plan,
+    loaded: &mut Loaded,
+    run: &Path,
+    from: &FromStage,
+    f: impl FnOnce(&mut LoadedStage, Keys) -> RunResult<T>,
+) -> RunResult<T> {
+    let files = student_of(plan, run, from)?;
+    let Some(Some(stage)) = loaded.stages.get_mut(from.stage) else {
+        return Err(bug(format!("stage `{}` was not loaded", plan.stages[from.stage].name)));
+    };
+    let keys = Keys { seed: plan.seed, stage: from.stage as u64 };
+    let work = std::env::temp_dir().join(format!("limbeck-{}-student", std::process::id()));
+    std::fs::create_dir_all(&work).map_err(|e| super::error::io_error("create", &work, &e))?;
+    let ctx = keys.ctx(Purpose::Activate, STUDENT, 0, 0);
+    stage.student.activate(ctx, &work).map_err(|e| plugin_error(&e))?;
+    let result = (|| {
+        let params = stage.student.params().map_err(|e| plugin_error(&e))?;
+        let model = tensors(&files, "model.safetensors")?;
+        overwrite(&params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
+        let ctx = keys.ctx(Purpose::State, STUDENT, 0, 0);
+        stage.student.params_changed(ctx).map_err(|e| plugin_error(&e))?;
+        if let Some(bytes) = files.get("plugins/student.bin") {
+            stage.student.state_load(ctx, bytes).map_err(|e| plugin_error(&e))?;
+        }
+        f(stage, keys)
+    })();
+    stage.student.deactivate();
+    // Best effort: it is a temporary directory.
+    let _ = std::fs::remove_dir_all(&work);
+    result
+}
+
+fn training(plan: &Plan, stage: usize) -> RunResult<&TrainPlan> {
+    let found = plan.stages.get(stage).and_then(StagePlan::training);
+    found.ok_or_else(|| {
+        let diagnostic = Diagnostic::error("LMB0711", "that stage trains no student")
+            .help("name a stage of kind `train` or `distill`");
+        RunError::new(Failure::Pipeline, diagnostic)
+    })
+}
+
+impl Session<'_, '_> {
+    /// An `eval` stage.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn eval_stage(&mut self, stage: &StagePlan, eval: &EvalPlan) -> RunResult<StageRecord> {
+        let dir = stage_dir(self.dir, stage);
+        let datasets = self.datasets;
+        let all =
+            with_student(self.plan, &mut self.loaded, self.dir, &eval.model, |loaded, keys| {
+                let mut all: Vec<(String, Values)> = Vec::new();
+                for id in &eval.data {
+                    let data = dataset(datasets, id)?;
+                    let values =
+                        evaluate_alone(loaded, &data, &eval.metrics, eval.batch_size, keys)?;
+                    all.push((id.clone(), values));
+                }
+                Ok(all)
+            })?;
+        let mut metrics = Vec::new();
+        for (id, values) in all {
+            let of = LineOf { stage: &stage.name, task: "", step: 0, eval: Some(&id) };
+            self.io.line(of, &values)?;
+            let json: serde_json::Map<String, serde_json::Value> =
+                values.iter().map(|(n, v)| (n.clone(), serde_json::json!(finite(*v)))).collect();
+            write_json(&dir.join("eval"), &format!("{id}.json"), &json.into())?;
+            let told = Event::Evaluated { step: 0, data: id.clone(), metrics: values.clone() };
+            self.io.sink.event(&told);
+            for (name, value) in values {
+                // With several datasets, names alone would be ambiguous; the first also goes by its plain name.
+                if eval.data.first() == Some(&id) {
+                    metrics.push((name.clone(), finite(value)));
+                }
+                if eval.data.len() > 1 {
+                    metrics.push((format!("{id}.{name}"), finite(value)));
+                }
+            }
+        }
+        Ok(StageRecord {
+            status: Status::Done,
+            resolved: stage_hash(stage),
+            steps: 0,
+            metrics_offset: self.io.sync()?,
+            metrics,
+            exported: None,
+        })
+    }
+
+    /// An `export` stage.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn export_stage(
+        &mut self,
+        stage: &StagePlan,
+        export: &ExportPlan,
+    ) -> RunResult<StageRecord> {
+        let out = stage_dir(self.dir, stage).join("out");
+        let train = training(self.plan, export.model.stage)?;
+        let settings = self.settings(&train.student);
+        let mut exported = out.clone();
+        write_model(self.plan, &mut self.loaded, self.dir, &export.model, settings.clone(), &out)?;
+        if let Some(to) = &export.to {
+            write_model(self.plan, &mut self.loaded, self.dir, &export.model, settings, to)?;
+            exported.clone_from(to);
+        }
+        Ok(StageRecord {
+            status: Status::Done,
+            resolved: stage_hash(stage),
+            steps: 0,
+            metrics_offset: self.io.sync()?,
+            metrics: Vec::new(),
+            exported: Some(exported),
+        })
+    }
+}
+
+fn write_model(
+    plan: &Plan,
+    loaded: &mut Loaded,
+    run: &Path,
+    from: &FromStage,
+    settings: serde_json::Value,
+    to: &Path,
+) -> RunResult<()> {
+    let train = training(plan, from.stage)?;
+    let stage = &plan.stages[from.stage];
+    let model = with_student(plan, loaded, run, from, |loaded, _| {
+        let params = loaded.student.params().map_err(|e| plugin_error(&e))?;
+        let mut parameters = Vec::new();
+        let mut tied = BTreeMap::new();
+        for param in &params {
+            match &param.tied_to {
+                Some(canonical) => {
+                    tied.insert(param.name.clone(), canonical.clone());
+                }
+                None => parameters.push((param.name.clone(), copy_of(&param.value))),
+            }
+        }
+        Ok(hf::ExportedModel {
+            plugin: loaded.student.id().to_owned(),
+            version: loaded.student.version().to_owned(),
+            settings,
+            parameters,
+            tied,
+            metrics: metrics_of(plan, run, from.stage),
+            pipeline_name: plan.name.clone(),
+            description: plan.description.clone(),
+            pipeline_text: plan.text.clone(),
+            stage: stage.name.clone(),
+            seed: plan.seed,
+            teacher: train.teacher.as_ref().map(|t| teacher_info(plan, run, t)),
+            tokenizer: plan.tokenizer.as_ref().map(|t| t.path.clone()),
+        })
+    })?;
+    hf::export(to, &model).map_err(|d| RunError::new(Failure::Io, d))
+}
+
+/// Final metrics of a stage, under the name of the rows they were measured on.
+fn metrics_of(plan: &Plan, run: &Path, stage: usize) -> Vec<(String, Values)> {
+    let stage = &plan.stages[stage];
+    let Some(record) = read_stage(&stage_dir(run, stage)) else { return Vec::new() };
+    let values: Values = record.metrics.into_iter().filter_map(|(n, v)| Some((n, v?))).collect();
+    let data = stage.training().and_then(|t| t.tasks.last()).and_then(|t| t.valid.clone());
+    if values.is_empty() { Vec::new() } else { vec![(data.unwrap_or_default(), values)] }
+}
+
+fn teacher_info(plan: &Plan, run: &Path, teacher: &TeacherPlan) -> hf::TeacherInfo {
+    let (description, metrics) = match teacher {
+        TeacherPlan::Plugin(plugin) => (plugin.id.clone(), Vec::new()),
+        TeacherPlan::Stage { from, .. } => {
+            let name = &plan.stages[from.stage].name;
+            (format!("stage `{name}`"), metrics_of(plan, run, from.stage))
+        }
+        TeacherPlan::Ema { decay } => (format!("EMA of the student, decay {decay}"), Vec::new()),
+        TeacherPlan::SelfOutputs => ("the student itself".to_owned(), Vec::new()),
+    };
+    hf::TeacherInfo { description, parameters: None, metrics }
+}
+
+/// See [`super::evaluate`].
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) fn evaluate(
+    plan: &Plan,
+    mut loaded: Loaded,
+    datasets: &Datasets,
+    run: &Path,
+    from: &FromStage,
+    data: Option<&str>,
+) -> RunResult<Vec<(String, Values)>> {
+    let train = training(plan, from.stage)?;
+    let mut ids: Vec<String> = match data {
+        Some(id) => vec![id.to_owned()],
+        None if train.is_stream => plan.tasks.iter().filter_map(|t| t.valid.clone()).collect(),
+        None => train.tasks.iter().filter_map(|t| t.valid.clone()).collect(),
+    };
+    ids.dedup();
+    // What needs a teacher or loss terms is not measured outside the stage.
+    let alone = |m: &&Metric| !matches!(m, Metric::Agreement | Metric::Loss);
+    let mut metrics: Vec<Metric> = train.eval.metrics.iter().filter(alone).cloned().collect();
+    if metrics.is_empty() {
+        metrics.push(Metric::Accuracy);
+    }
+    with_student(plan, &mut loaded, run, from, |loaded, keys| {
+        ids.iter()
+            .map(|id| {
+                let data = dataset(datasets, id)?;
+                let values = evaluate_alone(loaded, &data, &metrics, train.batch_size, keys)?;
+                Ok((id.clone(), values))
+            })
+            .collect()
+    })
+}
+
+/// See [`super::export`].
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) fn export(
+    plan: &Plan,
+    mut loaded: Loaded,
+    run: &Path,
+    from: &FromStage,
+    to: &Path,
+) -> RunResult<()> {
+    let student: &PluginUse = &training(plan, from.stage)?.student;
+    let settings = student.with.clone();
+    write_model(plan, &mut loaded, run, from, settings, to)
+}
+
+/// Where a command finds a stage's student.
+pub(crate) fn place(stage: usize, which: Which) -> FromStage {
+    FromStage { stage, which, span: None }
+}

@@ -1,0 +1,476 @@
+//! The loop of a training stage: tasks, passes, steps, evaluations, checkpoints.
+//!
+//! Goes from place to place (see [`Cursor`](super::state::Cursor)); between two places everything that matters is in
+//! [`Live`] and [`Progress`], so a checkpoint can be written there and nowhere else.
+
+use super::checkpoint::{Header, Keep, Store};
+use super::error::{RunResult, io_error};
+use super::io::Io;
+use super::live::Live;
+use super::matrix::TaskMatrix;
+use super::metrics::LineOf;
+use super::rows::{RowSet, from_columns};
+use super::schedule::{Flags, Shown, refuse};
+use super::state::{BestStep, Phase, Progress};
+use super::vfs::{RealFs, Vfs, replace};
+use super::{Failure, RunError};
+use crate::data::{Dataset, Datasets};
+use crate::diagnostic::Diagnostic;
+use crate::plan::{Every, Length, Metric, Plan, StagePlan, TaskPlan, TrainPlan};
+use crate::run::event::Event;
+use crate::tensor::Tensor;
+use limbeck_abi as abi;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How the loop ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Ended {
+    /// The stage is done.
+    Done,
+    /// A checkpoint was written because of a request to stop.
+    Stopped(String),
+    /// Back to the last checkpoint, leaving out this step.
+    RollBack(u64),
+}
+
+/// One training stage at work.
+pub(crate) struct Stage<'a, 's> {
+    pub live: Live<'a>,
+    pub plan: &'a Plan,
+    pub stage: &'a StagePlan,
+    pub train: &'a TrainPlan,
+    pub datasets: &'a Datasets,
+    pub io: &'a mut Io<'s>,
+    /// `stages/01-name`.
+    pub dir: PathBuf,
+    pub progress: Progress,
+    /// Rows that schedulers mixed into the current task.
+    pub unions: Vec<BTreeMap<String, Tensor>>,
+    /// Order of the rows of (task, passes, epoch).
+    pub order: Option<((usize, u64, u64), Vec<usize>)>,
+    pub last_checkpoint: Instant,
+    /// A new best: write a checkpoint at the next border.
+    pub best_now: bool,
+    pub written: Option<u64>,
+}
+
+impl Stage<'_, '_> {
+    /// Runs until the stage is done, a stop is asked for, or a step has to be taken back.
+    ///
+    /// # Errors
+    /// What a plugin says, values that are not finite, I/O.
+    pub fn run(&mut self) -> RunResult<Ended> {
+        self.enter_task()?;
+        loop {
+            if self.progress.cursor.phase == Phase::Done {
+                return Ok(Ended::Done);
+            }
+            self.live.now.tick = self.progress.cursor.tick;
+            self.live.now.calls = 0;
+            if let Some(step) = self.advance()? {
+                return Ok(Ended::RollBack(step));
+            }
+            self.progress.cursor.tick += 1;
+            let flags = std::mem::take(&mut self.live.asked.flags);
+            self.obey(flags)?;
+            let done = self.progress.cursor.phase == Phase::Done;
+            let stop = if done { None } else { self.io.stop_wanted() };
+            if let Some(reason) = &stop {
+                self.io.sink.event(&Event::Stopping { reason: reason.clone() });
+            }
+            if done || stop.is_some() || self.best_now || flags.checkpoint || self.checkpoint_due()
+            {
+                self.checkpoint()?;
+            }
+            if let Some(reason) = stop {
+                return Ok(Ended::Stopped(reason));
+            }
+        }
+    }
+
+    /// One place further. Gives the step to be taken back, if there is one.
+    fn advance(&mut self) -> RunResult<Option<u64>> {
+        if !self.live.asked.passes.is_empty() {
+            return self.pass_step();
+        }
+        match self.progress.cursor.phase {
+            Phase::Start => self.start()?,
+            Phase::Begin => self.begin_task()?,
+            Phase::Train => {
+                if self.progress.cursor.done >= self.task_steps() {
+                    self.progress.cursor.phase = Phase::End;
+                } else {
+                    return self.train_step();
+                }
+            }
+            Phase::End => self.end_task()?,
+            Phase::Final => self.finish_task()?,
+            Phase::Done => {}
+        }
+        Ok(None)
+    }
+
+    /// Requests that concern the loop.
+    fn obey(&mut self, flags: Flags) -> RunResult<()> {
+        let training = self.progress.cursor.phase == Phase::Train;
+        if flags.eval && training {
+            self.evaluate_task()?;
+        }
+        if (flags.task_end || flags.stop) && training {
+            self.progress.cursor.phase = Phase::End;
+        }
+        if flags.stop {
+            // The remaining tasks are left out.
+            self.progress.cursor.task = self.progress.cursor.task.max(self.train.tasks.len() - 1);
+        }
+        Ok(())
+    }
+
+    fn task(&self) -> &TaskPlan {
+        &self.train.tasks[self.progress.cursor.task.min(self.train.tasks.len() - 1)]
+    }
+
+    fn dataset(&self, id: &str) -> RunResult<Arc<Dataset>> {
+        dataset(self.datasets, id)
+    }
+
+    /// Puts the current task's rows and names in place; after a resume too.
+    fn enter_task(&mut self) -> RunResult<()> {
+        let task = self.task().clone();
+        let mut rows = RowSet::All(self.dataset(&task.train)?);
+        for columns in &self.unions {
+            let more = from_columns(columns, self.datasets);
+            rows = rows.join(more.map_err(|e| refuse("", e))?);
+        }
+        let stream = self.plan.tasks.iter().position(|t| t.name == task.name);
+        let now = &mut self.live.now;
+        now.task_index = if self.train.is_stream { stream.unwrap_or(0) as u64 } else { 0 };
+        now.num_tasks = if self.train.is_stream { self.plan.tasks.len() as u64 } else { 1 };
+        now.task.clone_from(&task.name);
+        now.step = self.progress.cursor.step;
+        self.live.task_rows = Some(rows);
+        Ok(())
+    }
+
+    fn start(&mut self) -> RunResult<()> {
+        if self.train.is_stream && self.progress.matrix.as_ref().is_none_or(|m| m.rows.is_empty()) {
+            let mut matrix = self.progress.matrix.take().unwrap_or_else(|| self.new_matrix());
+            let row = self.matrix_row("before")?;
+            matrix.rows.push(row);
+            self.progress.matrix = Some(matrix);
+        }
+        self.progress.cursor.phase = Phase::Begin;
+        Ok(())
+    }
+
+    fn begin_task(&mut self) -> RunResult<()> {
+        self.unions.clear();
+        self.order = None;
+        self.enter_task()?;
+        self.live.now.epoch = 0;
+        self.live.optimizer.reset()?;
+        let task = self.task().clone();
+        if self.train.is_stream {
+            let (index, count) = (self.progress.cursor.task, self.train.tasks.len());
+            self.io.sink.event(&Event::TaskStarted { name: task.name.clone(), index, count });
+        }
+        let classes = self.dataset(&task.train)?.classes();
+        let tensors = if classes.is_empty() {
+            Vec::new()
+        } else {
+            let tensor = Tensor::from_slice(&classes, &[classes.len() as i64]);
+            vec![("task.classes".to_owned(), Some(tensor))]
+        };
+        let shown = Shown { params: true, tensors, ..Shown::kind(abi::EVENT_TASK_BEGIN) };
+        self.live.dispatch_all(&shown)?;
+        self.unions = std::mem::take(&mut self.live.asked.union);
+        if !self.unions.is_empty() {
+            self.enter_task()?;
+        }
+        self.progress.cursor.done = 0;
+        self.progress.cursor.phase = Phase::Train;
+        Ok(())
+    }
+
+    fn end_task(&mut self) -> RunResult<()> {
+        self.live.now.epoch = self.epoch_of(self.progress.cursor.done.saturating_sub(1));
+        self.live.dispatch_all(&Shown { params: true, ..Shown::kind(abi::EVENT_TASK_END) })?;
+        self.progress.cursor.done = 0;
+        self.progress.cursor.phase = Phase::Final;
+        Ok(())
+    }
+
+    /// Evaluation after the task's probes and passes, then the next task.
+    fn finish_task(&mut self) -> RunResult<()> {
+        if self.train.is_stream {
+            let name = self.task().name.clone();
+            let place = self.plan.tasks.iter().position(|t| t.name == name).unwrap_or(0);
+            let row = self.matrix_row(&name)?;
+            let mut matrix = self.progress.matrix.take().unwrap_or_else(|| self.new_matrix());
+            let score = row.get(place).copied().flatten();
+            matrix.rows.push(row);
+            matrix.trained.push(place);
+            self.write_matrix(&matrix)?;
+            self.progress.matrix = Some(matrix);
+            if let Some(score) = score {
+                self.consider_best(score);
+            }
+        } else {
+            self.evaluate_task()?;
+        }
+        self.progress.cursor.done = 0;
+        if self.progress.cursor.task + 1 < self.train.tasks.len() {
+            self.progress.cursor.task += 1;
+            self.progress.cursor.phase = Phase::Begin;
+        } else {
+            self.progress.cursor.phase = Phase::Done;
+        }
+        Ok(())
+    }
+
+    /// Evaluates the current task's validation rows and looks whether they are the best so far.
+    pub fn evaluate_task(&mut self) -> RunResult<()> {
+        let Some(valid) = self.task().valid.clone() else { return Ok(()) };
+        let values = self.measure(&valid, &valid)?;
+        self.progress.metrics = values.iter().map(|(n, v)| (n.clone(), finite(*v))).collect();
+        if let Some(best) = &self.train.eval.best
+            && let Some((_, value)) = values.iter().find(|(n, _)| *n == best.metric)
+        {
+            self.consider_best(*value);
+        }
+        if let Some(stop) = &self.train.stop_if
+            && let Some((_, value)) = values.iter().find(|(n, _)| *n == stop.metric)
+        {
+            let sign = if stop.maximize { 1.0 } else { -1.0 };
+            let patience = &mut self.progress.patience;
+            if patience.best.is_none_or(|best| sign * value > sign * best) {
+                (patience.best, patience.without) = (finite(*value).or(patience.best), 0);
+            } else {
+                patience.without += 1;
+            }
+            if patience.without > stop.patience && self.progress.cursor.phase == Phase::Train {
+                self.progress.cursor.phase = Phase::End;
+            }
+        }
+        Ok(())
+    }
+
+    /// Metrics on a dataset, written and told under `name`.
+    fn measure(&mut self, dataset: &str, name: &str) -> RunResult<Vec<(String, f64)>> {
+        let dataset = self.dataset(dataset)?;
+        let metrics = self.train.eval.metrics.clone();
+        let values = self.live.evaluate(&dataset, &metrics)?;
+        let step = self.progress.cursor.step;
+        let of =
+            LineOf { stage: &self.stage.name, task: &self.live.now.task, step, eval: Some(name) };
+        self.io.line(of, &values)?;
+        self.io.flush()?;
+        let told = Event::Evaluated { step, data: name.to_owned(), metrics: values.clone() };
+        self.io.sink.event(&told);
+        Ok(values)
+    }
+
+    fn consider_best(&mut self, value: f64) {
+        let Some(best) = &self.train.eval.best else { return };
+        if !value.is_finite() {
+            return;
+        }
+        let sign = if best.maximize { 1.0 } else { -1.0 };
+        let better = self.progress.best.first().is_none_or(|b| sign * value > sign * b.value);
+        let room = self.progress.best.len() < self.train.checkpoint.keep_best.max(1);
+        let worst = self.progress.best.last().is_some_and(|b| sign * value > sign * b.value);
+        if !(better || room || worst) {
+            return;
+        }
+        let step = self.progress.cursor.step;
+        self.progress.best.retain(|b| b.step != step);
+        self.progress.best.push(BestStep { step, value });
+        // Equal values: the earlier step stays in front.
+        self.progress.best.sort_by(|a, b| {
+            (sign * b.value).total_cmp(&(sign * a.value)).then(a.step.cmp(&b.step))
+        });
+        self.progress.best.truncate(self.train.checkpoint.keep_best.max(1));
+        self.best_now = true;
+    }
+
+    fn matrix_metric(&self) -> (Metric, bool) {
+        let metrics = &self.train.eval.metrics;
+        let named = self.train.eval.best.as_ref().and_then(|b| {
+            metrics.iter().find(|m| m.name() == b.metric).map(|m| (m.clone(), b.maximize))
+        });
+        named.unwrap_or_else(|| {
+            let first = metrics.first().cloned().unwrap_or(Metric::Accuracy);
+            let maximize = !matches!(first, Metric::Nll | Metric::Loss);
+            (first, maximize)
+        })
+    }
+
+    fn new_matrix(&self) -> TaskMatrix {
+        let (metric, maximize) = self.matrix_metric();
+        let data = |t: &TaskPlan| t.valid.as_ref().and_then(|v| self.datasets.get(v));
+        let classes: Vec<Vec<i64>> =
+            self.plan.tasks.iter().map(|t| data(t).map_or(Vec::new(), |d| d.classes())).collect();
+        TaskMatrix {
+            tasks: self.plan.tasks.iter().map(|t| t.name.clone()).collect(),
+            metric: metric.name(),
+            maximize,
+            class_incremental: classes.windows(2).any(|w| w[1].iter().any(|c| !w[0].contains(c))),
+            trained: Vec::new(),
+            rows: Vec::new(),
+            counts: self
+                .plan
+                .tasks
+                .iter()
+                .map(|t| data(t).map_or(0, |d| d.rows() as u64))
+                .collect(),
+        }
+    }
+
+    /// Scores on every declared task.
+    fn matrix_row(&mut self, after: &str) -> RunResult<Vec<Option<f64>>> {
+        let (metric, _) = self.matrix_metric();
+        let name = metric.name();
+        let (task, index) = (self.live.now.task.clone(), self.live.now.task_index);
+        let current = if after == "before" { None } else { Some(after.to_owned()) };
+        let mut row = Vec::new();
+        for (i, other) in self.plan.tasks.iter().enumerate() {
+            let Some(valid) = &other.valid else {
+                row.push(None);
+                continue;
+            };
+            // Schedulers are told which task is evaluated.
+            (self.live.now.task, self.live.now.task_index) = (other.name.clone(), i as u64);
+            let values = self.measure(valid, &other.name)?;
+            if current.as_ref() == Some(&other.name) {
+                self.progress.metrics =
+                    values.iter().map(|(n, v)| (n.clone(), finite(*v))).collect();
+            }
+            row.push(values.iter().find(|(n, _)| *n == name).and_then(|(_, v)| finite(*v)));
+        }
+        (self.live.now.task, self.live.now.task_index) = (task, index);
+        Ok(row)
+    }
+
+    fn write_matrix(&mut self, matrix: &TaskMatrix) -> RunResult<()> {
+        let summary = matrix.summary();
+        let mut json = serde_json::to_value(matrix).unwrap_or_default();
+        if let Some(object) = json.as_object_mut() {
+            let map: serde_json::Map<String, serde_json::Value> =
+                summary.iter().map(|(n, v)| (n.clone(), serde_json::json!(v))).collect();
+            object.insert("summary".into(), map.into());
+            object.insert("mask".into(), "all".into());
+        }
+        write_json(&self.dir.join("eval"), "task-matrix.json", &json)?;
+        self.io.sink.event(&Event::TaskMatrix {
+            tasks: matrix.tasks.clone(),
+            rows: matrix.rows.clone(),
+            metric: matrix.metric.clone(),
+            summary,
+        });
+        Ok(())
+    }
+
+    /// Steps of one epoch over `rows` rows.
+    pub fn epoch_steps(&self, rows: usize) -> u64 {
+        let batches = rows.div_ceil(self.train.batch_size.max(1));
+        batches.div_ceil(self.train.accumulate.max(1)).max(1) as u64
+    }
+
+    fn task_rows(&self) -> usize {
+        self.live.task_rows.as_ref().map_or(0, RowSet::len)
+    }
+
+    /// Steps of the current task.
+    pub fn task_steps(&self) -> u64 {
+        match self.train.length {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) => epochs * self.epoch_steps(self.task_rows()),
+        }
+    }
+
+    /// Epoch of a step of the current task.
+    pub fn epoch_of(&self, step: u64) -> u64 {
+        step / self.epoch_steps(self.task_rows())
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        let cursor = &self.progress.cursor;
+        match self.train.checkpoint.every {
+            Every::Steps(n) => {
+                cursor.phase == Phase::Train
+                    && cursor.step > 0
+                    && cursor.step.is_multiple_of(n.max(1))
+                    && self.written != Some(cursor.step)
+            }
+            Every::Epochs(n) => {
+                let steps = n.max(1) * self.epoch_steps(self.task_rows());
+                cursor.phase == Phase::Train
+                    && cursor.done > 0
+                    && cursor.done.is_multiple_of(steps)
+                    && self.written != Some(cursor.step)
+            }
+            Every::Time(interval) => self.last_checkpoint.elapsed() >= interval,
+            Every::End => false,
+        }
+    }
+
+    /// Writes a checkpoint of this place.
+    ///
+    /// # Errors
+    /// What a plugin says, I/O.
+    pub fn checkpoint(&mut self) -> RunResult<()> {
+        let files = self.live.save(&mut self.progress, &self.unions)?;
+        let metrics_offset = self.io.sync()?;
+        let step = self.progress.cursor.step;
+        let header = Header {
+            step,
+            metrics_offset,
+            resolved: self.io.resolved.clone(),
+            inputs: self.io.inputs.clone(),
+        };
+        let keep = Keep {
+            last: self.train.checkpoint.keep_last,
+            best: self.progress.best.iter().map(|b| b.step).collect(),
+        };
+        let store = Store::new(self.io.vfs, self.dir.join("ckpt"));
+        let (path, bytes) = store.write(&header, &files, &keep)?;
+        self.last_checkpoint = Instant::now();
+        (self.best_now, self.written) = (false, Some(step));
+        self.io.sink.event(&Event::CheckpointWritten { step, path, bytes });
+        Ok(())
+    }
+}
+
+/// A dataset that the plan names.
+///
+/// # Errors
+/// It was not read: a bug of the phases before.
+pub(crate) fn dataset(datasets: &Datasets, id: &str) -> RunResult<Arc<Dataset>> {
+    datasets.get(id).cloned().ok_or_else(|| {
+        let message = format!("dataset `{id}` is not there");
+        RunError::new(Failure::MissingInput, Diagnostic::error("LMB0504", message))
+    })
+}
+
+/// The value, if it is one.
+pub(crate) fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+/// Writes a JSON file as a whole.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn write_json(
+    dir: &std::path::Path,
+    name: &str,
+    json: &serde_json::Value,
+) -> RunResult<()> {
+    RealFs.create_dir_all(dir).map_err(|e| io_error("create", dir, &e))?;
+    let path = dir.join(name);
+    let bytes = serde_json::to_vec_pretty(json).unwrap_or_default();
+    replace(&RealFs, &path, &bytes).map_err(|e| io_error("write", &path, &e))
+}
