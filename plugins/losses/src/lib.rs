@@ -2,10 +2,12 @@
 //!
 //! * [`settings`]: what a pipeline writes under `with`, checked.
 //! * [`reference`]: the f64 oracle of the whole catalogue.
+//! * [`cpu`]: the fast path of the losses that large models are trained with.
 //!
 //! Every loss computes `value = Σ w ℓ / normalizer` over counted rows and the exact gradient of that value.
 //! It divides by nothing else, so micro-batches add up.
 
+pub mod cpu;
 #[cfg(test)]
 mod golden;
 mod names;
