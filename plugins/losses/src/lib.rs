@@ -2,6 +2,7 @@
 //!
 //! * [`settings`]: what a pipeline writes under `with`, checked.
 //! * [`reference`]: the f64 oracle of the whole catalogue.
+//! * [`plugin`]: the losses as plugins; the entry symbol is exported by feature `plugin`.
 //! * [`cpu`]: the fast path of the losses that large models are trained with.
 //!
 //! Every loss computes `value = Σ w ℓ / normalizer` over counted rows and the exact gradient of that value.
@@ -11,5 +12,6 @@ pub mod cpu;
 #[cfg(test)]
 mod golden;
 mod names;
+pub mod plugin;
 pub mod reference;
 pub mod settings;

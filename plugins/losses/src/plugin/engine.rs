@@ -1,0 +1,79 @@
+//! One loss instance: its resolved settings, its ports, and the route of a call.
+
+use super::{fast, oracle, ports, shapes};
+use crate::cpu::{Slot, dense};
+use crate::settings::{HiddenKind, Settings, Spec};
+use limbeck_sdk::{Error, LossCall, LossParam, Ports, Result, Views};
+
+/// What all plugins of this library are.
+#[derive(Debug)]
+pub struct Engine {
+    spec: Spec,
+    ports: Ports,
+}
+
+impl Engine {
+    /// Resolves the settings.
+    ///
+    /// # Errors
+    /// INVALID_CONFIG with the pointer of the setting.
+    pub fn new(settings: &impl Settings) -> Result<Self> {
+        let spec = settings.resolve().map_err(|bad| Error::config(bad.pointer, bad.message))?;
+        let ports = ports::of(&spec);
+        Ok(Self { spec, ports })
+    }
+
+    /// Inputs and metrics.
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    /// Projectors and variances.
+    ///
+    /// # Errors
+    /// Widths that are not known.
+    pub fn params(&self, inputs: &Views<'_>) -> Result<Vec<LossParam>> {
+        shapes::params(&self.spec, inputs)
+    }
+
+    /// Checks shapes; the workspace holds one slot a row.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT.
+    pub fn plan(&self, inputs: &Views<'_>) -> Result<u64> {
+        shapes::check(&self.spec, inputs)?;
+        if !self.is_fast() {
+            return Ok(0);
+        }
+        let name = self.ports.inputs().next().map_or("", |port| port.name());
+        let rows = shapes::dim(inputs, name, 0)?.unwrap_or(0);
+        Ok(rows as u64 * size_of::<Slot>() as u64)
+    }
+
+    fn is_fast(&self) -> bool {
+        match &self.spec {
+            Spec::Dense(spec) => dense::knows(spec.divergence),
+            Spec::CrossEntropy(_) => true,
+            Spec::Hidden(hidden) => {
+                matches!(hidden.kind, HiddenKind::Cosine { .. } | HiddenKind::Mse { .. })
+            }
+            _ => false,
+        }
+    }
+
+    /// Value, metrics and gradients.
+    ///
+    /// # Errors
+    /// BAD_DATA for labels out of range, INVALID_ARGUMENT for shapes.
+    pub fn compute(&self, call: &LossCall<'_>) -> Result<()> {
+        shapes::check(&self.spec, &call.inputs())?;
+        match &self.spec {
+            Spec::Dense(spec) if dense::knows(spec.divergence) => {
+                fast::dense(spec, &self.ports, call)
+            }
+            Spec::CrossEntropy(spec) => fast::cross_entropy(spec, &self.ports, call),
+            Spec::Hidden(spec) if self.is_fast() => fast::hidden(spec, &self.ports, call),
+            spec => oracle::compute(spec, &self.ports, call),
+        }
+    }
+}

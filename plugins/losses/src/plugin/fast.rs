@@ -1,0 +1,195 @@
+//! Calls of the losses that have a CPU kernel.
+//!
+//! Labels and masks are checked before anything is written. Results do not depend on the number of threads.
+
+use super::memory::{HostPool, matrix, output, with_slots};
+use crate::cpu::{Output, Sums, cross_entropy as ce, dense as kernel, hidden as states};
+use crate::names::layered;
+use crate::settings::{CrossEntropy, Dense, Hidden, HiddenKind, Projector, Vocab};
+use limbeck_sdk::{Counted, Error, LossCall, Ports, Result, View};
+
+fn named<'a>(call: &LossCall<'a>, name: &str) -> Result<View<'a>> {
+    let absent = || Error::invalid_argument(format!("`{name}` is absent")).tensor(name);
+    call.inputs().named(name)?.ok_or_else(absent)
+}
+
+fn grad_of<'a>(
+    call: &LossCall<'a>,
+    ports: &Ports,
+    name: &str,
+    size: (usize, usize),
+    add: bool,
+) -> Result<Option<Output<'a>>> {
+    let missing = || Error::internal(format!("no port `{name}`"));
+    let index = ports.input_index(name).ok_or_else(missing)?;
+    call.grad(index)?.map(|grad| output(&grad, size.0, size.1, add)).transpose()
+}
+
+fn class_mask(call: &LossCall<'_>) -> Result<Option<Vec<bool>>> {
+    let Some(view) = call.inputs().named("class_mask")? else { return Ok(None) };
+    Ok(Some(view.to_vec::<f64>()?.into_iter().map(|kept| kept != 0.0).collect()))
+}
+
+/// Refuses a counted label outside `[0, width)`, and on a removed column if `mask` is given.
+fn check_labels(
+    counted: &Counted<'_>,
+    rows: usize,
+    width: usize,
+    mask: Option<&[bool]>,
+) -> Result<()> {
+    for n in 0..rows {
+        let Some(label) = counted.label(n) else { return Ok(()) };
+        if counted.weight(n).is_none() {
+            continue;
+        }
+        let class = usize::try_from(label).ok().filter(|class| *class < width);
+        let Some(class) = class else {
+            let message = format!("label {label} is outside 0..{width}");
+            return Err(Error::bad_data(message).tensor("labels").row(n));
+        };
+        if mask.is_some_and(|mask| !mask[class]) {
+            let message = format!("label {label} is on a column that `class_mask` removes");
+            return Err(Error::bad_data(message).tensor("labels").row(n));
+        }
+    }
+    Ok(())
+}
+
+fn finish(call: &LossCall<'_>, sums: Sums, pairs: f64) -> Result<()> {
+    let normalizer = call.normalizer() * pairs;
+    call.set_value(sums.value / normalizer)?;
+    call.set_metric(0, sums.dead_rows / normalizer)?;
+    call.set_metric(1, sums.nonfinite_rows / normalizer)
+}
+
+/// A dense divergence.
+pub fn dense(spec: &Dense, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
+    let student = matrix(&named(call, "student.logits")?)?;
+    let teacher = matrix(&named(call, "teacher.logits")?)?;
+    let (rows, columns) = (student.rows(), student.width());
+    let mask = class_mask(call)?;
+    let counted = call.counted()?;
+    check_labels(&counted, rows, columns, None)?;
+    let width = match spec.vocab {
+        Vocab::StudentTail => columns,
+        _ => columns.min(teacher.width()),
+    };
+    let kernel_call = kernel::DenseCall {
+        student,
+        teacher,
+        grad: grad_of(call, ports, "student.logits", (rows, columns), false)?,
+        width,
+        class_mask: mask.as_deref(),
+        weights: &|n| counted.weight(n),
+        grad_factor: call.grad_factor(),
+        softening: spec.softening,
+        non_finite: spec.non_finite,
+    };
+    let sums = with_slots(call, rows, |slots| {
+        kernel::run(spec.divergence, &kernel_call, slots, &HostPool(call))
+    })?;
+    finish(call, sums, 1.0)
+}
+
+/// Hard labels.
+pub fn cross_entropy(spec: &CrossEntropy, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
+    let student = matrix(&named(call, "student.logits")?)?;
+    let (rows, columns) = (student.rows(), student.width());
+    let mask = class_mask(call)?;
+    let counted = call.counted()?;
+    check_labels(&counted, rows, columns, mask.as_deref())?;
+    let kernel_call = ce::CrossEntropyCall {
+        student,
+        grad: grad_of(call, ports, "student.logits", (rows, columns), false)?,
+        class_mask: mask.as_deref(),
+        weights: &|n| counted.weight(n),
+        // `check_labels` saw every row that counts; others are never asked for.
+        labels: &|n| counted.label(n).and_then(|label| usize::try_from(label).ok()).unwrap_or(0),
+        grad_factor: call.grad_factor(),
+    };
+    let sums = with_slots(call, rows, |slots| ce::run(spec, &kernel_call, slots, &HostPool(call)))?;
+    finish(call, sums, 1.0)
+}
+
+/// Cosine or mean squared difference of hidden states, the mean over pairs of layers.
+pub fn hidden(spec: &Hidden, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
+    let pairs = spec.layers.len().max(1);
+    let mut sums = Sums::default();
+    let mut written: Vec<String> = Vec::new();
+    let mut next_param = 0;
+    for index in 0..pairs {
+        let pair = spec.layers.get(index);
+        let student = layered("student.hidden", pair.map(|pair| pair[0]));
+        let teacher = layered("teacher.hidden", pair.map(|pair| pair[1]));
+        // A layer that stands in two pairs gets the sum of both gradients.
+        let add = written.contains(&student);
+        let one = hidden_pair(spec, ports, call, (&student, &teacher), add, &mut next_param)?;
+        sums.value += one.value;
+        sums.nonfinite_rows += one.nonfinite_rows;
+        written.push(student);
+    }
+    finish(call, sums, pairs as f64)
+}
+
+fn hidden_pair(
+    spec: &Hidden,
+    ports: &Ports,
+    call: &LossCall<'_>,
+    (student, teacher): (&str, &str),
+    add: bool,
+    next_param: &mut usize,
+) -> Result<Sums> {
+    let (h, t) = (matrix(&named(call, student)?)?, matrix(&named(call, teacher)?)?);
+    let (rows, width) = (h.rows(), h.width());
+    let counted = call.counted()?;
+    let targets = call.inputs().named("targets")?.map(|view| view.rows()).transpose()?;
+    let opposite = |n: usize| targets.is_some_and(|targets| targets.row(n).get(0) < 0.0);
+    let kernel_call = states::HiddenCall {
+        student: h,
+        teacher: t,
+        grad: grad_of(call, ports, student, (rows, width), add)?,
+        weights: &|n| counted.weight(n),
+        grad_factor: call.grad_factor() / spec.layers.len().max(1) as f64,
+    };
+    let pool = HostPool(call);
+    let comparison = match spec.kind {
+        HiddenKind::Mse { projector: Projector::Linear, bias } => {
+            let projection = projection(call, t.width(), width, bias, next_param)?;
+            return with_slots(call, rows, |slots| {
+                states::run_projected(&kernel_call, &projection, slots, &pool)
+            });
+        }
+        HiddenKind::Cosine { margin } => {
+            states::Comparison::Cosine { margin, opposite: Some(&opposite) }
+        }
+        _ => states::Comparison::Mse,
+    };
+    with_slots(call, rows, |slots| states::run(comparison, &kernel_call, slots, &pool))
+}
+
+fn projection<'a>(
+    call: &LossCall<'a>,
+    mapped: usize,
+    width: usize,
+    bias: bool,
+    next_param: &mut usize,
+) -> Result<states::Projection<'a>> {
+    let mut take = |rows: usize, columns: usize| {
+        let index = *next_param;
+        *next_param += 1;
+        let value = call.param(index)?;
+        let found = matrix(&value)?;
+        if (found.rows(), found.width()) != (rows, columns) {
+            let message = format!("{:?} for [{rows}, {columns}]", value.shape());
+            return Err(Error::invalid_argument(message).tensor(value.name()));
+        }
+        let grad = call.param_grad(index)?;
+        Ok((found, grad.map(|grad| output(&grad, rows, columns, false)).transpose()?))
+    };
+    let (weight, weight_grad) = take(mapped, width)?;
+    let (bias, bias_grad) = match bias {
+        true => take(1, mapped).map(|(bias, grad)| (Some(bias), grad))?,
+        false => (None, None),
+    };
+    Ok(states::Projection { weight, bias, weight_grad, bias_grad })
+}
