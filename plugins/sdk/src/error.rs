@@ -17,6 +17,8 @@ pub struct Error {
     status: abi::Status,
     message: String,
     notes: Vec<(String, String)>,
+    /// The host has filled the slot of the running call with a better text.
+    reported: bool,
 }
 
 macro_rules! constructors {
@@ -32,7 +34,7 @@ impl Error {
     /// An error with a status of the contract (`limbeck_abi::STATUS_*`) or a private one from `0x10000` on.
     pub fn new(status: abi::Status, message: impl Into<String>) -> Self {
         let status = if status == abi::STATUS_OK { abi::STATUS_INTERNAL } else { status };
-        Self { status, message: message.into(), notes: Vec::new() }
+        Self { status, message: message.into(), notes: Vec::new(), reported: false }
     }
 
     constructors! {
@@ -104,8 +106,20 @@ impl Error {
     /// Puts what was being done before the message.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
+        if self.reported {
+            return self.note("while", doing.to_string());
+        }
         self.message = format!("{doing}: {}", self.message);
         self
+    }
+
+    /// The host refused a call and has put its text into the slot already.
+    pub(crate) fn from_host(status: abi::Status, reported: bool) -> Self {
+        Self { reported, ..Self::new(status, "the host refused the request") }
+    }
+
+    pub(crate) fn is_reported(&self) -> bool {
+        self.reported
     }
 
     /// The status of the contract.

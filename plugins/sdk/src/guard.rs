@@ -115,6 +115,7 @@ pub(crate) unsafe fn enter<B: Body>(
     }
     // SAFETY: the caller's promise.
     let shell = unsafe { &*plugin.cast::<Shell<B>>() };
+    let outer = SLOT.replace(error);
     let outcome = guarded(|| {
         shell.is(when)?;
         match shell.body.try_lock() {
@@ -125,6 +126,7 @@ pub(crate) unsafe fn enter<B: Body>(
             }
         }
     });
+    SLOT.set(outer);
     let Err(failure) = outcome else { return abi::STATUS_OK };
     if failure.status() == abi::STATUS_PANIC {
         shell.state.store(POISONED, Ordering::Release);
@@ -157,8 +159,11 @@ fn panic_error(panic: &(dyn Any + Send)) -> Error {
 pub(crate) fn report(host: Host, error: *mut abi::Error, failure: &Error) -> abi::Status {
     if !error.is_null() {
         let table = host.abi();
-        // SAFETY: [any]; the slot is alive for the call, texts are copied by the host.
-        unsafe { (table.error_set)(error, failure.status(), abi::Str::new(failure.message())) };
+        if !failure.is_reported() {
+            let message = abi::Str::new(failure.message());
+            // SAFETY: [any]; the slot is alive for the call, texts are copied by the host.
+            unsafe { (table.error_set)(error, failure.status(), message) };
+        }
         for (key, value) in failure.notes() {
             // SAFETY: as above.
             unsafe { (table.error_note)(error, abi::Str::new(key), abi::Str::new(value)) };
@@ -167,7 +172,13 @@ pub(crate) fn report(host: Host, error: *mut abi::Error, failure: &Error) -> abi
     failure.status()
 }
 
+/// The slot of the plugin call that is running on this thread, or NULL.
+pub(crate) fn current_slot() -> *mut abi::Error {
+    SLOT.get()
+}
+
 thread_local! {
+    static SLOT: Cell<*mut abi::Error> = const { Cell::new(std::ptr::null_mut()) };
     /// How many guards this thread is inside of.
     static INSIDE: Cell<u32> = const { Cell::new(0) };
     /// Where the last panic inside a guard happened.

@@ -5,7 +5,6 @@
 use crate::views::text;
 use crate::{DType, Error, Random, Result, View};
 use limbeck_abi as abi;
-use std::marker::PhantomData;
 use std::path::Path;
 use std::ptr;
 
@@ -168,21 +167,17 @@ impl<'a> Context<'a> {
 }
 
 impl Host {
-    /// Runs a host function that reports through an error slot. The host tolerates a NULL slot (R8), so the text of
-    /// its failure is not seen; the status is.
+    /// Runs a host function that reports through an error slot: the slot of the plugin call that is running on this
+    /// thread, so that the host's own text reaches the user.
     pub(crate) fn call(
         &self,
         f: impl FnOnce(&'static abi::Host, *mut abi::Error) -> abi::Status,
     ) -> Result<()> {
-        status(f(self.raw, ptr::null_mut()), "the host refused the request")
-    }
-}
-
-/// A status as a result.
-pub(crate) fn status(status: abi::Status, message: &str) -> Result<()> {
-    match status {
-        abi::STATUS_OK => Ok(()),
-        other => Err(Error::new(other, message)),
+        let slot = crate::guard::current_slot();
+        match f(self.raw, slot) {
+            abi::STATUS_OK => Ok(()),
+            status => Err(Error::from_host(status, !slot.is_null())),
+        }
     }
 }
 
@@ -271,6 +266,3 @@ pub fn require_cpu(view: &View<'_>) -> Result<()> {
     }
     Err(Error::unsupported("this plugin computes in host memory").tensor(view.name()))
 }
-
-/// Keeps a lifetime without data.
-pub(crate) type Life<'a> = PhantomData<&'a ()>;

@@ -6,6 +6,7 @@ compile_error!(
     "plugins must be built with panic = \"unwind\": under \"abort\" no guard can catch a panic"
 );
 
+pub mod buffers;
 mod error;
 pub mod export;
 mod guard;
@@ -24,6 +25,8 @@ mod settings;
 pub mod state;
 mod student;
 mod teacher;
+pub mod testing;
+pub mod vector;
 mod views;
 
 #[cfg(feature = "candle")]

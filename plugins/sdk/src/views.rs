@@ -149,6 +149,8 @@ macro_rules! with_dtype {
     };
 }
 
+pub(crate) use with_dtype;
+
 /// `text` of the contract as a string slice; empty if it is not UTF-8.
 ///
 /// # Safety
@@ -1013,6 +1015,13 @@ impl Column {
             flags: 0,
             reserved: 0,
         }
+    }
+
+    /// The struct of the contract for a buffer that is written; valid while `self` is neither moved nor dropped.
+    pub fn abi_mut(&mut self) -> abi::Tensor {
+        let data = self.words.as_mut_ptr().cast();
+        let tensor = self.abi();
+        abi::Tensor { t: abi::DLTensor { data, ..tensor.t }, ..tensor }
     }
 
     /// Calls `f` with the column as a view.

@@ -1,4 +1,4 @@
-//! The candle loss of the documentation compiles and exports.
+//! A loss as a candle expression: exported, and held to every promise of the contract.
 #![cfg(feature = "candle")]
 
 use limbeck_sdk::candle::prelude::*;
@@ -29,4 +29,6 @@ impl CandleLoss for ForwardKl {
 limbeck_sdk::export! { candle_loss ForwardKl }
 
 #[test]
-fn the_crate_links() {}
+fn the_expression_keeps_every_promise() {
+    limbeck_sdk::gradcheck!(candle ForwardKl, {"temperature": 2.0});
+}
