@@ -1,1 +1,18 @@
-//! placeholder
+//! Built-in schedulers: continual-learning methods that steer the training of one student.
+//!
+//! None of them runs a model or keeps a generator: they file requests, and every draw comes from the event's key.
+
+mod derpp;
+mod er;
+mod lwf;
+mod none;
+mod replay;
+#[cfg(test)]
+mod tests;
+
+limbeck_sdk::export! {
+    scheduler none::None,
+    scheduler er::Er,
+    scheduler lwf::Lwf,
+    scheduler derpp::Derpp,
+}

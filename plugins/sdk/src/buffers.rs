@@ -48,6 +48,10 @@ impl Buffer {
         Self { policy, capacity, seen: 0, slots: Vec::new(), keys: BTreeMap::new() }
     }
 
+    /// Most rows it keeps.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
     /// Rows kept.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -117,8 +121,8 @@ impl Buffer {
     }
 
     fn ring_place(&mut self, key: i64) -> Option<usize> {
-        if !self.keys.contains_key(&key) {
-            self.keys.insert(key, 0);
+        if let std::collections::btree_map::Entry::Vacant(new) = self.keys.entry(key) {
+            new.insert(0);
             self.shrink_rings();
         }
         let share = (self.capacity / self.keys.len()).max(1);

@@ -1,5 +1,6 @@
 //! A candle student through the tables: twin, gradients, in-place writes, buffers, empty batches.
 #![cfg(feature = "candle")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a failure shows its line")]
 
 use limbeck_sdk::candle::prelude::*;
 use limbeck_sdk::candle::{LossAdapter, StudentAdapter, TeacherAdapter};

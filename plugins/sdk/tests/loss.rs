@@ -1,4 +1,5 @@
 //! A Rust loss of 25 lines: exported, and held to every promise of the contract.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a failure shows its line")]
 
 use limbeck_sdk::testing::{LossCase, MockHost};
 use limbeck_sdk::{Column, abi, gradcheck};

@@ -55,7 +55,7 @@ impl MockInstance {
         let name = |p: &abi::Port| unsafe { text(p.name) }.to_owned();
         let (outputs, inputs): (Vec<_>, Vec<_>) =
             ports.iter().partition(|p| p.flags & abi::PORT_OUTPUT != 0);
-        Ok((inputs.iter().map(|p| name(p)).collect(), outputs.iter().map(|p| name(p)).collect()))
+        Ok((inputs.into_iter().map(name).collect(), outputs.into_iter().map(name).collect()))
     }
 
     pub(super) fn ports(&self) -> Result<Vec<abi::Port>> {

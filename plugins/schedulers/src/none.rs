@@ -1,0 +1,27 @@
+//! `limbeck.none`: does nothing, for comparison and as the smallest example.
+
+use limbeck_sdk::prelude::*;
+
+/// Watches nothing and asks for nothing.
+pub struct None;
+
+impl Scheduler for None {
+    const ID: &'static str = "limbeck.none";
+    const SUMMARY: &'static str = "does nothing; the baseline of a stream";
+    const FEATURES: &'static [&'static str] =
+        &["deterministic", "scenario.class", "scenario.domain", "scenario.task", "scenario.online"];
+    type Config = NoSettings;
+
+    fn new(_: NoSettings, _: &Host) -> Result<Self> {
+        Ok(Self)
+    }
+    fn ports(&self) -> Ports {
+        Ports::new()
+    }
+    fn plan(&self) -> Result<Schedule> {
+        Ok(Schedule::new())
+    }
+    fn on_event(&mut self, _: &Event<'_>, _: &Requests<'_>) -> Result<()> {
+        Ok(())
+    }
+}
