@@ -51,19 +51,9 @@ pub(crate) fn plugin_error(error: &PluginError) -> RunError {
         abi::STATUS_NON_FINITE => Failure::Diverged,
         _ => Failure::PluginBroke,
     };
-    let mut diagnostic = Diagnostic::error("LMB0401", error.to_string());
-    for (key, value) in &error.notes {
-        diagnostic = diagnostic.note(format!("{key}: {value}"));
-    }
-    let help = match error.status {
-        abi::STATUS_OUT_OF_MEMORY => {
-            Some("make `batch.size` smaller and `batch.accumulate` larger")
-        }
-        abi::STATUS_PANIC => Some("this is a bug in the plugin; report it to its author"),
-        _ => None,
-    };
-    if let Some(help) = help {
-        diagnostic = diagnostic.help(help);
+    let mut diagnostic = error.diagnostic();
+    if error.status == abi::STATUS_OUT_OF_MEMORY && diagnostic.help.is_none() {
+        diagnostic = diagnostic.help("make `batch.size` smaller and `batch.accumulate` larger");
     }
     RunError::new(failure, diagnostic)
 }

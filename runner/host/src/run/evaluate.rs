@@ -26,7 +26,7 @@ pub(crate) type Values = Vec<(String, f64)>;
 
 fn malformed(dataset: &Dataset, message: impl std::fmt::Display) -> RunError {
     let message = format!("evaluation on `{}`: {message}", dataset.id());
-    RunError::new(Failure::Malformed, Diagnostic::error("LMB0503", message))
+    RunError::new(Failure::Malformed, Diagnostic::error("LMB0508", message))
 }
 
 /// Adds the rows of one batch to the scores.

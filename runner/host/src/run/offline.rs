@@ -63,7 +63,7 @@ fn with_student<T>(
 fn training(plan: &Plan, stage: usize) -> RunResult<&TrainPlan> {
     let found = plan.stages.get(stage).and_then(StagePlan::training);
     found.ok_or_else(|| {
-        let diagnostic = Diagnostic::error("LMB0711", "that stage trains no student")
+        let diagnostic = Diagnostic::error("LMB0207", "that stage trains no student")
             .help("name a stage of kind `train` or `distill`");
         RunError::new(Failure::Pipeline, diagnostic)
     })

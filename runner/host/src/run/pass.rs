@@ -143,7 +143,7 @@ impl Sources<'_> {
                         "rows without column `{column}`, which port `{}` needs",
                         input.name
                     );
-                    let diagnostic = Diagnostic::error("LMB0502", message);
+                    let diagnostic = Diagnostic::error("LMB0505", message);
                     return Err(RunError::new(Failure::Malformed, diagnostic));
                 }
             },

@@ -179,7 +179,7 @@ pub(crate) fn concat_batches(parts: &[&Batch]) -> RunResult<Batch> {
             let fill = name == "labels";
             let joined = concat(&tensors, fill).map_err(|reason| {
                 let message = format!("rows cannot be joined: column `{name}`: {reason}");
-                RunError::new(Failure::Malformed, Diagnostic::error("LMB0501", message))
+                RunError::new(Failure::Malformed, Diagnostic::error("LMB0514", message))
             })?;
             columns.insert(name.clone(), joined);
         }

@@ -282,7 +282,7 @@ pub enum Opened {
 /// Opens the run to work on: the one asked for, an unfinished one of the same resolved pipeline, or a new one.
 ///
 /// # Errors
-/// Owned by a living process (73); plugins or data changed (77, 65); another pipeline (78); I/O.
+/// Owned by a living process (73); plugins or data changed, another pipeline (78); I/O.
 pub fn open(plan: &Plan, inputs: &Inputs, options: &RunOptions) -> RunResult<Opened> {
     let resolved = resolved_hash(plan);
     if let Some(dir) = &options.resume {
@@ -332,9 +332,7 @@ fn take(
             "`limbeck resume {} --accept-changes` goes on all the same, `--fresh` starts anew",
             record.id
         ));
-        let plugin = changes.iter().any(|c| c.starts_with("plugin"));
-        let failure = if plugin { Failure::Untrusted } else { Failure::Malformed };
-        return Err(RunError::new(failure, diagnostic));
+        return Err(RunError::new(Failure::Pipeline, diagnostic));
     }
     record.plugins.clone_from(&inputs.plugins);
     record.data.clone_from(&inputs.data);

@@ -90,12 +90,12 @@ fn changed_plugins_and_data_are_named_and_refused_unless_accepted() {
     let (plan, mut options) = (plan(dir.path(), 7), options(dir.path()));
     drop(opened(open(&plan, &inputs("aa"), &options)));
     let error = open(&plan, &inputs("bb"), &options).err().unwrap();
-    assert_eq!((error.failure, error.diagnostic.code), (Failure::Untrusted, "LMB0707"));
+    assert_eq!((error.failure, error.diagnostic.code), (Failure::Pipeline, "LMB0707"));
     assert!(error.diagnostic.notes[0].contains("limbeck.kl"), "{:?}", error.diagnostic.notes);
     let mut other = inputs("aa");
     other.data.insert(PathBuf::from("d.csv"), "11".into());
     let error = open(&plan, &other, &options).err().unwrap();
-    assert_eq!(error.failure, Failure::Malformed);
+    assert_eq!(error.failure, Failure::Pipeline);
     options.accept_changes = true;
     let run = opened(open(&plan, &other, &options));
     assert!(run.record.reason.as_deref().unwrap().contains("d.csv"));

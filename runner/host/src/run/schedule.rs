@@ -69,7 +69,7 @@ impl Shown {
 /// Refuses a request that the stage cannot carry out.
 pub(crate) fn refuse(scheduler: &str, message: impl std::fmt::Display) -> RunError {
     let message = format!("scheduler `{scheduler}`: {message}");
-    RunError::new(Failure::PluginBroke, Diagnostic::error("LMB0403", message))
+    RunError::new(Failure::PluginBroke, Diagnostic::error("LMB0402", message))
 }
 
 fn number(knob: &Knob) -> Option<f64> {

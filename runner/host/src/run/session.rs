@@ -523,7 +523,7 @@ fn check_gates(stage: &StagePlan, record: &StageRecord) -> RunResult<()> {
             (None, None) => "defined".into(),
         };
         let message = format!("gate missed: `{}` is {found}, must be {limit}", gate.metric);
-        let diagnostic = Diagnostic::error("LMB0603", message)
+        let diagnostic = Diagnostic::error("LMB0602", message)
             .at(gate.span.clone())
             .within(format!("stage `{}`", stage.name));
         return Err(RunError::new(Failure::Diverged, diagnostic));

@@ -13,9 +13,7 @@ use super::rows::{RowSet, from_columns};
 use super::schedule::{Flags, Shown, refuse};
 use super::state::{BestStep, Phase, Progress};
 use super::vfs::{RealFs, Vfs, replace};
-use super::{Failure, RunError};
 use crate::data::{Dataset, Datasets};
-use crate::diagnostic::Diagnostic;
 use crate::plan::{Every, Length, Metric, Plan, StagePlan, TaskPlan, TrainPlan};
 use crate::run::event::Event;
 use crate::tensor::Tensor;
@@ -449,10 +447,8 @@ impl Stage<'_, '_> {
 /// # Errors
 /// It was not read: a bug of the phases before.
 pub(crate) fn dataset(datasets: &Datasets, id: &str) -> RunResult<Arc<Dataset>> {
-    datasets.get(id).cloned().ok_or_else(|| {
-        let message = format!("dataset `{id}` is not there");
-        RunError::new(Failure::MissingInput, Diagnostic::error("LMB0504", message))
-    })
+    let found = datasets.get(id).cloned();
+    found.ok_or_else(|| super::error::bug(format!("dataset `{id}` was not read")))
 }
 
 /// The value, if it is one.

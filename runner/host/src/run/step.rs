@@ -297,7 +297,7 @@ impl Live<'_> {
                     format!("term `{}` takes no row weights, so no `seq_mean`", term.name);
                 return Err(RunError::new(
                     Failure::Pipeline,
-                    Diagnostic::error("LMB0220", message),
+                    Diagnostic::error("LMB0232", message),
                 ));
             };
             if inputs[place].is_none() {

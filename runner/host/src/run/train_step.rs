@@ -239,7 +239,7 @@ impl Stage<'_, '_> {
             )?;
             self.io.flush()?;
             let mut diagnostic =
-                Diagnostic::error("LMB0602", format!("non-finite {what} at step {step} ({cause})"))
+                Diagnostic::error("LMB0601", format!("non-finite {what} at step {step} ({cause})"))
                     .within(context)
                     .help("lower `optimizer.lr`, set `optimizer.clip_norm`, or see `on_nonfinite`");
             if policy.action != NonFiniteAction::Stop {
