@@ -1,4 +1,117 @@
-//! Write Limbeck plugins in Rust.
+//! Write Limbeck plugins in Rust: losses, teachers, students and schedulers as shared libraries.
+//!
+//! # A loss in ten minutes
+//!
+//! **1. A crate.** A plugin is a `cdylib`; one library may hold several plugins.
+//!
+//! ```toml
+//! [package]
+//! name = "my-losses"
+//! version = "0.1.0"
+//! edition = "2024"
+//! license = "MIT"
+//!
+//! [lib]
+//! crate-type = ["cdylib"]
+//!
+//! [dependencies]
+//! limbeck-sdk = { path = "../limbeck/plugins/sdk" }
+//! ```
+//!
+//! **2. The loss.** Settings are a struct: its JSON Schema is what the pipeline's `with` is checked against. Ports name
+//! inputs after their default source, so a pipeline needs no wiring. `sum_rows` asks for one row at a time: return its
+//! value, write its gradient; counting, weights, scale, accumulation, element types, empty batches and threads are done.
+//!
+//! ```
+//! use limbeck_sdk::{numeric::log_softmax, prelude::*, schemars, serde};
+//!
+//! /// Settings of `org.example.reverse-kl`.
+//! #[derive(Deserialize, JsonSchema)]
+//! #[serde(crate = "serde", deny_unknown_fields)]
+//! struct Config { temperature: f64 }
+//! struct ReverseKl(f64);
+//!
+//! impl Loss for ReverseKl {
+//!     const ID: &'static str = "org.example.reverse-kl";
+//!     type Config = Config;
+//!     fn new(c: Config, _: &Host) -> Result<Self> { Ok(Self(c.temperature)) }
+//!     fn ports(&self) -> Ports { Ports::new().input_grad("student.logits", "N,V").input("teacher.logits", "N,V") }
+//!     fn compute(&mut self, call: &LossCall) -> Result<()> {
+//!         let (s, q, t) = (call.rows(0)?, call.rows(1)?, self.0);
+//!         call.sum_rows(|i, grad| {
+//!             let (lp, lq) = (log_softmax(s.row(i), t), log_softmax(q.row(i), t));
+//!             let kl: f64 = lp.iter().zip(&lq).map(|(p, q)| p.exp() * (p - q)).sum();
+//!             for (g, (p, q)) in grad.iter_mut().zip(lp.iter().zip(&lq)) { *g = p.exp() * (p - q - kl) * t }
+//!             kl * t * t
+//!         })
+//!     }
+//! }
+//! limbeck_sdk::export! { loss ReverseKl }
+//!
+//! // 3. A test: gradients against differences, ACCUMULATE, scale, normalizer, threads, empty batches.
+//! # fn main() {
+//! limbeck_sdk::gradcheck!(ReverseKl, {"temperature": 2.0});
+//! # }
+//! ```
+//!
+//! **3. A test** is the last line above; put it into `#[test] fn`. Add `.counting()` to the ports and rows with label
+//! −100 or `row_mask` 0 drop out, without a change of `compute`.
+//!
+//! **4. Use it.** `cargo build --release`, then `limbeck plugin check target/release/libmy_losses.so`, and in a pipeline:
+//!
+//! ```yaml
+//! plugins:
+//!   - {id: org.example.reverse-kl, path: target/release/libmy_losses.so}
+//! loss:
+//!   - {uses: org.example.reverse-kl, weight: 0.5, with: {temperature: 4.0}}
+//! ```
+//!
+//! Refuse a setting where it is wrong: `return Err(Error::config("/temperature", "must be above 0"))` in `new` shows the
+//! line of the pipeline.
+//!
+//! # The same as an expression
+//!
+//! With feature `candle` the author writes the value of each row and the SDK takes the gradient. It costs copies and a
+//! graph in f32; right for research, and for small vocabularies.
+//!
+#![cfg_attr(feature = "candle", doc = "```")]
+#![cfg_attr(not(feature = "candle"), doc = "```ignore")]
+//! use limbeck_sdk::{candle::prelude::*, schemars, serde};
+//!
+//! #[derive(Deserialize, JsonSchema)]
+//! #[serde(crate = "serde", deny_unknown_fields)]
+//! struct Config { temperature: f64 }
+//! struct ForwardKl(f64);
+//!
+//! impl CandleLoss for ForwardKl {
+//!     const ID: &'static str = "org.example.forward-kl";
+//!     type Config = Config;
+//!     fn new(c: Config, _: &Host) -> Result<Self> { Ok(Self(c.temperature)) }
+//!     fn ports(&self) -> Ports { Ports::new().input_grad("student.logits", "N,V").input("teacher.logits", "N,V") }
+//!     fn value(&self, x: &Inputs) -> Candle<Tensor> {
+//!         let log_p = log_softmax(&(x.get("teacher.logits")? / self.0)?, D::Minus1)?;
+//!         let log_q = log_softmax(&(x.get("student.logits")? / self.0)?, D::Minus1)?;
+//!         (log_p.exp()? * (&log_p - &log_q)?)?.sum(D::Minus1)? * (self.0 * self.0)
+//!     }
+//! }
+//! limbeck_sdk::export! { candle_loss ForwardKl }
+//! # fn main() { limbeck_sdk::gradcheck!(candle ForwardKl, {"temperature": 2.0}); }
+//! ```
+//!
+//! # The other kinds
+//!
+//! | kind | trait | with candle |
+//! |---|---|---|
+//! | loss | [`Loss`] | `candle::CandleLoss` |
+//! | teacher | [`Teacher`] | `candle::CandleTeacher` |
+//! | student | [`Student`] | `candle::CandleStudent` |
+//! | scheduler | [`Scheduler`] | – |
+//!
+//! - Randomness comes from the call alone: [`Context::rng`]. A replayed step draws the same numbers.
+//! - Threads come from the host: [`Host::parallel_for`].
+//! - `tracing` events reach the run's log, with the step they belong to.
+//! - A panic is caught, reported with its text and place, and ends the use of the instance; never the run's process.
+//! - [`testing`] is a host in memory for tests of all four kinds; [`buffers`] and [`vector`] serve schedulers.
 #![warn(missing_docs)]
 
 #[cfg(panic = "abort")]
