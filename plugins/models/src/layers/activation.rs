@@ -34,8 +34,9 @@ impl Activation {
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Identity => Ok(x.clone()),
-            Self::Relu => x.relu(),
             Self::Gelu if is_fused(x) => x.contiguous()?.apply_op1(Gelu),
+            other if is_fused(x) => x.contiguous()?.apply_op1(FromResult(other)),
+            Self::Relu => x.relu(),
             Self::Gelu => x.gelu_erf(),
             Self::Tanh => x.tanh(),
         }
@@ -52,22 +53,57 @@ impl Activation {
             Self::Identity | Self::Gelu => {}
             // Not `max`: it would turn NaN into 0.
             Self::Relu => values.iter_mut().for_each(|x| {
-                if *x < T::of(0.0) {
-                    *x = T::of(0.0);
-                }
+                *x = if *x < T::of(0.0) { T::of(0.0) } else { *x };
             }),
             Self::Tanh => values.iter_mut().for_each(|x| *x = Element::tanh(*x)),
         }
     }
 
-    /// `grad · dy/dx` from the result y.
-    pub(super) fn gradient<T: Element>(self, y: T, grad: T) -> T {
+    /// Appends `grad · dy/dx` from the results y.
+    pub(super) fn extend_gradient<T: Element>(self, out: &mut Vec<T>, y: &[T], grad: &[T]) {
+        let pairs = y.iter().zip(grad);
         match self {
-            Self::Identity | Self::Gelu => grad,
-            Self::Relu if y <= T::of(0.0) => T::of(0.0),
-            Self::Relu => grad,
-            Self::Tanh => grad * (T::of(1.0) - y * y),
+            Self::Identity | Self::Gelu => out.extend_from_slice(grad),
+            // Not `y > 0`: NaN keeps its gradient.
+            Self::Relu => {
+                out.extend(pairs.map(|(&y, &grad)| if y <= T::of(0.0) { T::of(0.0) } else { grad }))
+            }
+            Self::Tanh => out.extend(pairs.map(|(&y, &grad)| grad * (T::of(1.0) - y * y))),
         }
+    }
+
+    /// As [`Self::extend_gradient`], alone.
+    pub(super) fn gradient<T: Element>(self, y: &[T], grad: &[T]) -> Vec<T> {
+        let mut out = Vec::with_capacity(grad.len());
+        self.extend_gradient(&mut out, y, grad);
+        out
+    }
+}
+
+/// An activation whose derivative follows from its result.
+struct FromResult(Activation);
+
+impl CustomOp1 for FromResult {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(storage.dtype(), "activation", T => {
+            let mut y = elements::<T>(storage, layout)?.to_vec();
+            self.0.apply_in_place(&mut y);
+            Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(y), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, _arg: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        by_dtype!(res.dtype(), "activation", T => with_elements::<T, _>(res, |y| {
+            with_elements::<T, _>(&grad, |grad| {
+                tensor(self.0.gradient(y, grad), res.dims())
+            })
+        }))
+        .map(Some)
     }
 }
 
@@ -116,7 +152,9 @@ mod tests {
 
     #[test]
     fn gradients_match_central_differences() {
-        for activation in [Activation::Identity, Activation::Gelu, Activation::Tanh] {
+        for activation in
+            [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::Tanh]
+        {
             check_gradients(&[wave(&[4, 5], 1.3)], |x| activation.apply(&x[0]));
         }
     }
@@ -140,6 +178,6 @@ mod tests {
         Activation::Relu.apply_in_place(&mut values);
         assert!(values[0].is_nan());
         assert_eq!(values[1..], [0.0, 2.0]);
-        assert!(Activation::Relu.gradient(f32::NAN, f32::NAN).is_nan());
+        assert!(Activation::Relu.gradient(&[f32::NAN], &[1.0])[0] == 1.0);
     }
 }

@@ -6,7 +6,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, Matrix, by_dtype, elements, matmul, tensor, with_elements};
+use super::element::{
+    Element, Matrix, by_dtype, elements, matmul, sum_pairs, tensor, with_elements,
+};
 use super::{Activation, is_fused};
 use crate::error::ModelError;
 use crate::params::{Init, ParamSpec, Params, Role};
@@ -207,7 +209,7 @@ impl ConvOp {
             for image in images.clone() {
                 let from = (image * g.outputs + channel) * g.plane();
                 let (y, grad) = (&y[from..from + g.plane()], &grad[from..from + g.plane()]);
-                gathered.extend(y.iter().zip(grad).map(|(&y, &grad)| self.0.gradient(y, grad)));
+                self.0.extend_gradient(&mut gathered, y, grad);
             }
         }
         gathered
@@ -229,7 +231,7 @@ impl ConvOp {
             let width = images.len() * g.plane();
             let grad = self.gather(g, y_and_grad.0, y_and_grad.1, images.clone());
             for (dbias, row) in dbias.iter_mut().zip(grad.chunks_exact(width.max(1))) {
-                *dbias += row.chunks(1024).map(sum).fold(T::of(0.0), |a, b| a + b);
+                *dbias += T::of(sum_pairs(row, row, |grad, _| grad));
             }
             let grad = Matrix::new(&grad, g.outputs, width);
             let mut columns = vec![T::of(0.0); g.taps() * width];
@@ -250,10 +252,6 @@ impl ConvOp {
         };
         Ok((give(x.0, dx)?, give(weight.0, dweight)?, give(bias, dbias)?))
     }
-}
-
-fn sum<T: Element>(values: &[T]) -> T {
-    values.iter().fold(T::of(0.0), |sum, &x| sum + x)
 }
 
 impl CustomOp3 for ConvOp {

@@ -21,6 +21,7 @@ pub(crate) trait Element:
     fn exp(self) -> Self;
     /// Gauss error function.
     fn erf(self) -> Self;
+    fn is_nan(self) -> bool;
 }
 
 impl Element for f64 {
@@ -35,6 +36,9 @@ impl Element for f64 {
     }
     fn erf(self) -> Self {
         candle_core::cpu::erf::erf_f64(self)
+    }
+    fn is_nan(self) -> bool {
+        self.is_nan()
     }
 }
 
@@ -81,6 +85,10 @@ impl Element for f32 {
             q = q * z + c;
         }
         x * p / q
+    }
+    #[inline(always)]
+    fn is_nan(self) -> bool {
+        self.is_nan()
     }
 }
 
@@ -209,6 +217,21 @@ pub(crate) fn matmul<T: Element>(
         );
     }
     Ok(())
+}
+
+/// Σ f(xᵢ, yᵢ) in f64 over eight interleaved partial sums, a fixed order that compiles to vector code.
+#[inline(always)]
+pub(crate) fn sum_pairs<T: Element>(x: &[T], y: &[T], f: impl Fn(f64, f64) -> f64) -> f64 {
+    const LANES: usize = 8;
+    let mut lanes = [0f64; LANES];
+    let (mut xs, mut ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    for (x, y) in xs.by_ref().zip(ys.by_ref()) {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += f(x.to_f64(), y.to_f64());
+        }
+    }
+    let rest = xs.remainder().iter().zip(ys.remainder());
+    lanes.iter().sum::<f64>() + rest.map(|(x, y)| f(x.to_f64(), y.to_f64())).sum::<f64>()
 }
 
 /// Adds the rows of a row-major matrix of `columns` to `sums`.

@@ -122,9 +122,7 @@ impl CustomOp3 for LinearOp {
             if self.0 == Activation::Identity {
                 return gradients(x, weight, bias, grad);
             }
-            let grad: Vec<T> = with_elements::<T, _>(y, |y| {
-                Ok(y.iter().zip(grad).map(|(&y, &grad)| self.0.gradient(y, grad)).collect())
-            })?;
+            let grad = with_elements::<T, _>(y, |y| Ok(self.0.gradient(y, grad)))?;
             gradients(x, weight, bias, &grad)
         }))
     }

@@ -6,7 +6,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::element::{Element, by_dtype, elements, tensor, with_elements};
+use super::element::{Element, by_dtype, elements, sum_pairs, tensor, with_elements};
 use super::is_fused;
 use crate::architecture::Mode;
 use crate::error::ModelError;
@@ -134,12 +134,12 @@ fn moments<T: Element>(x: &[T], dims: &[usize]) -> Result<(Vec<f64>, Vec<f64>)> 
     let mut mean = vec![0f64; channels];
     let mut var = vec![0f64; channels];
     for (index, values) in x.chunks_exact(plane.max(1)).enumerate() {
-        mean[index % channels] += values.iter().map(|x| x.to_f64()).sum::<f64>();
+        mean[index % channels] += sum_pairs(values, values, |x, _| x);
     }
     mean.iter_mut().for_each(|mean| *mean /= count);
     for (index, values) in x.chunks_exact(plane.max(1)).enumerate() {
         let mean = mean[index % channels];
-        var[index % channels] += values.iter().map(|x| (x.to_f64() - mean).powi(2)).sum::<f64>();
+        var[index % channels] += sum_pairs(values, values, |x, _| (x - mean) * (x - mean));
     }
     var.iter_mut().for_each(|var| *var /= count);
     Ok((mean, var))
@@ -173,11 +173,8 @@ impl NormOp {
         for (index, (x, grad)) in planes.enumerate() {
             let channel = index % channels;
             let (mean, scale) = (self.mean[channel], self.scale[channel]);
-            for (x, grad) in x.iter().zip(grad) {
-                let (x, grad) = (x.to_f64(), grad.to_f64());
-                dbias[channel] += grad;
-                dweight[channel] += grad * (x - mean) * scale;
-            }
+            dbias[channel] += sum_pairs(grad, grad, |grad, _| grad);
+            dweight[channel] += sum_pairs(x, grad, |x, grad| grad * (x - mean) * scale);
         }
         (dbias, dweight)
     }

@@ -45,58 +45,88 @@ struct PoolOp {
     size: usize,
 }
 
-/// Positions of one window's first element and of its result.
-fn windows(planes: usize, height: usize, width: usize, size: usize) -> impl Iterator<Item = usize> {
-    (0..planes).flat_map(move |plane| {
-        (0..height / size).flat_map(move |i| {
-            (0..width / size).map(move |j| (plane * height + i * size) * width + j * size)
+/// Sizes of one pooling.
+#[derive(Clone, Copy)]
+struct Geometry {
+    planes: usize,
+    height: usize,
+    width: usize,
+    size: usize,
+}
+
+impl Geometry {
+    /// Calls `f` for each row of results with its place among them and the place of its windows' first row in x.
+    fn rows(self, mut f: impl FnMut(std::ops::Range<usize>, usize)) {
+        let columns = self.width / self.size;
+        for plane in 0..self.planes {
+            for i in 0..self.height / self.size {
+                let row = plane * (self.height / self.size) + i;
+                let first = (plane * self.height + i * self.size) * self.width;
+                f(row * columns..(row + 1) * columns, first);
+            }
+        }
+    }
+
+    /// Places of the windows' elements that share a place in their window, in row-major order of that place.
+    fn taps(self, first: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let columns = self.width / self.size;
+        (0..self.size * self.size).filter(move |_| columns > 0).map(move |tap| {
+            let begin = first + tap / self.size * self.width + tap % self.size;
+            begin..begin + (columns - 1) * self.size + 1
         })
-    })
-}
-
-/// Positions of a window's elements in row-major order.
-fn window(first: usize, width: usize, size: usize) -> impl Iterator<Item = usize> {
-    (0..size).flat_map(move |i| (0..size).map(move |j| first + i * width + j))
-}
-
-impl PoolOp {
-    fn argmax<T: Element>(&self, x: &[T], first: usize, width: usize) -> usize {
-        let mut best = first;
-        for at in window(first, width, self.size) {
-            // A NaN compares false with all, so it is taken by hand and then kept.
-            if x[at] > x[best] || (x[at].to_f64().is_nan() && !x[best].to_f64().is_nan()) {
-                best = at;
-            }
-        }
-        best
     }
 
-    fn forward<T: Element>(&self, x: &[T], planes: usize, height: usize, width: usize) -> Vec<T> {
-        let scale = T::of(1.0 / (self.size * self.size) as f64);
-        windows(planes, height, width, self.size)
-            .map(|first| match self.pool {
-                Pool::Average => {
-                    let sum =
-                        window(first, width, self.size).fold(T::of(0.0), |sum, at| sum + x[at]);
-                    sum * scale
-                }
-                _ => x[self.argmax(x, first, width)],
-            })
-            .collect()
+    /// 1/size².
+    fn share<T: Element>(self) -> T {
+        T::of(1.0 / (self.size * self.size) as f64)
     }
 
-    fn backward<T: Element>(&self, x: &[T], grad: &[T], dims: (usize, usize, usize)) -> Vec<T> {
-        let (planes, height, width) = dims;
-        let mut dx = vec![T::of(0.0); x.len()];
-        let scale = T::of(1.0 / (self.size * self.size) as f64);
-        for (first, &grad) in windows(planes, height, width, self.size).zip(grad) {
-            match self.pool {
-                Pool::Average => {
-                    window(first, width, self.size).for_each(|at| dx[at] = grad * scale);
+    /// Whole rows at a time and without branches, so that it compiles to vector code.
+    fn forward<T: Element>(self, pool: Pool, x: &[T]) -> Vec<T> {
+        let count = self.planes * (self.height / self.size) * (self.width / self.size);
+        let start = if pool == Pool::Max { f64::NEG_INFINITY } else { 0.0 };
+        let mut y = vec![T::of(start); count];
+        self.rows(|results, first| {
+            let y = &mut y[results];
+            for tap in self.taps(first) {
+                let x = x[tap].iter().step_by(self.size);
+                if pool == Pool::Max {
+                    y.iter_mut().zip(x).for_each(|(y, &x)| {
+                        *y = if (x > *y) | x.is_nan() { x } else { *y };
+                    });
+                } else {
+                    y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
                 }
-                _ => dx[self.argmax(x, first, width)] = grad,
             }
-        }
+            if pool == Pool::Average {
+                y.iter_mut().for_each(|y| *y = *y * self.share());
+            }
+        });
+        y
+    }
+
+    fn backward<T: Element>(self, pool: Pool, x: &[T], y: &[T], grad: &[T]) -> Vec<T> {
+        let zero = T::of(0.0);
+        let mut dx = vec![zero; x.len()];
+        // What no element of a window has taken yet.
+        let mut left = vec![zero; self.width / self.size];
+        self.rows(|results, first| {
+            let (y, grad) = (&y[results.clone()], &grad[results]);
+            left.copy_from_slice(grad);
+            for tap in self.taps(first) {
+                let dx = dx[tap.clone()].iter_mut().step_by(self.size);
+                if pool == Pool::Average {
+                    dx.zip(grad).for_each(|(dx, &grad)| *dx = grad * self.share());
+                    continue;
+                }
+                let x = x[tap].iter().step_by(self.size);
+                for (((dx, &x), &y), left) in dx.zip(x).zip(y).zip(&mut left) {
+                    let is_largest = (x == y) | (x.is_nan() & y.is_nan());
+                    *dx = if is_largest { *left } else { zero };
+                    *left = if is_largest { zero } else { *left };
+                }
+            }
+        });
         dx
     }
 }
@@ -112,17 +142,22 @@ impl CustomOp1 for PoolOp {
             candle_core::bail!("pool2d of size 0");
         }
         by_dtype!(storage.dtype(), "pool2d", T => {
-            let y = self.forward(elements::<T>(storage, layout)?, batch * channels, height, width);
+            let g = Geometry { planes: batch * channels, height, width, size: self.size };
+            let y = g.forward(self.pool, elements::<T>(storage, layout)?);
             let shape = Shape::from((batch, channels, height / self.size, width / self.size));
             Ok((T::to_cpu_storage_owned(y), shape))
         })
     }
 
-    fn bwd(&self, arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, arg: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (batch, channels, height, width) = arg.dims4()?;
+        let g = Geometry { planes: batch * channels, height, width, size: self.size };
+        let grad = grad.contiguous()?;
         by_dtype!(arg.dtype(), "pool2d", T => with_elements::<T, _>(arg, |x| {
-            with_elements::<T, _>(&grad.contiguous()?, |grad| {
-                tensor(self.backward(x, grad, (batch * channels, height, width)), arg.dims())
+            with_elements::<T, _>(res, |y| {
+                with_elements::<T, _>(&grad, |grad| {
+                    tensor(g.backward(self.pool, x, y, grad), arg.dims())
+                })
             })
         }))
         .map(Some)
