@@ -102,6 +102,15 @@ pub trait Architecture: Send + Sync {
     /// # Errors
     /// As [`Architecture::params`]; [`ModelError::MissingParam`], [`ModelError::ParamShape`].
     fn build(&self, params: &Params) -> Result<Box<dyn Model>, ModelError>;
+
+    /// Numbers that all outputs of one row hold together, about what a forward pass keeps for a backward pass.
+    fn activations_per_row(&self) -> u64 {
+        let size = |shape: &str| {
+            let sizes = shape.split(',').filter_map(|axis| axis.parse::<u64>().ok());
+            sizes.fold(1, u64::saturating_mul)
+        };
+        self.outputs().iter().map(|port| size(&port.shape)).fold(0, u64::saturating_add)
+    }
 }
 
 /// An architecture with its tensors.

@@ -79,6 +79,20 @@ pub enum WeightsError {
     },
 }
 
+impl WeightsError {
+    /// The file at fault.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Io { path, .. }
+            | Self::Malformed { path, .. }
+            | Self::Tensor { path, .. }
+            | Self::Missing { path, .. }
+            | Self::Surplus { path, .. }
+            | Self::Config { path, .. } => path,
+        }
+    }
+}
+
 /// The first eight names, quoted, and how many more.
 fn list(names: &[String]) -> String {
     let mut text =

@@ -58,6 +58,11 @@ impl PluginEntry {
             create: kinds::create_student::<T>,
         }
     }
+    /// Entry of a teacher through which gradients of its inputs flow: a student without a trainable parameter.
+    pub const fn differentiable_teacher<T: Student>() -> Self {
+        let student = Self::student::<T>();
+        Self { kind: abi::KIND_TEACHER, ..student }
+    }
     /// Entry of a scheduler.
     pub const fn scheduler<T: Scheduler>() -> Self {
         Self {
@@ -305,7 +310,7 @@ pub const fn assert_settings<T: Settings>() {}
 /// Makes a library of plugins: the one exported symbol `lmb_module_v1`, the manifest section, descriptors, tables.
 ///
 /// Kinds: `loss`, `teacher`, `student`, `scheduler`; with feature `candle` also `candle_loss`, `candle_teacher`,
-/// `candle_student`. Version and license are those of the calling crate.
+/// `candle_student` and `candle_differentiable_teacher` (a `CandleStudent` whose weights are all frozen). Version and license are those of the calling crate.
 ///
 /// ```ignore
 /// limbeck_sdk::export! {
@@ -402,6 +407,11 @@ macro_rules! __entry {
     };
     (candle_teacher $plugin:ty) => {
         $crate::export::PluginEntry::teacher::<$crate::candle::TeacherAdapter<$plugin>>()
+    };
+    (candle_differentiable_teacher $plugin:ty) => {
+        $crate::export::PluginEntry::differentiable_teacher::<
+            $crate::candle::StudentAdapter<$plugin>,
+        >()
     };
     (candle_student $plugin:ty) => {
         $crate::export::PluginEntry::student::<$crate::candle::StudentAdapter<$plugin>>()

@@ -99,7 +99,7 @@ impl Geometry {
                 }
             }
             if pool == Pool::Average {
-                y.iter_mut().for_each(|y| *y = *y * self.share());
+                y.iter_mut().for_each(|y| *y *= self.share());
             }
         });
         y
