@@ -4,9 +4,14 @@
 
 mod derpp;
 mod er;
+mod ewc;
+mod importance;
 mod lwf;
 mod none;
+#[cfg(test)]
+mod penalty_tests;
 mod replay;
+mod si;
 #[cfg(test)]
 mod tests;
 
@@ -15,4 +20,6 @@ limbeck_sdk::export! {
     scheduler er::Er,
     scheduler lwf::Lwf,
     scheduler derpp::Derpp,
+    scheduler ewc::Ewc,
+    scheduler si::Si,
 }

@@ -188,13 +188,45 @@ pub fn trainable(
     Ok(params.iter().zip(grads).filter(there).map(|(p, g)| (p.value, *g)).unzip())
 }
 
-/// The trainable parameters that own their memory: those that get a gradient.
+/// Whether a parameter is trained and owns its memory: it has a gradient of its own.
+pub fn is_owned_trainable(param: &abi::Param) -> bool {
+    // SAFETY: R5, R6.
+    param.flags & abi::PARAM_TRAINABLE != 0 && unsafe { text(param.tied_to) }.is_empty()
+}
+
+/// The parameters that are trained and own their memory.
 pub fn owned_trainable(params: &[abi::Param]) -> Vec<abi::Tensor> {
-    let wanted = |p: &&abi::Param| {
-        // SAFETY: R5, R6.
-        p.flags & abi::PARAM_TRAINABLE != 0 && unsafe { text(p.tied_to) }.is_empty()
-    };
-    params.iter().filter(wanted).map(|p| p.value).collect()
+    params.iter().filter(|p| is_owned_trainable(p)).map(|p| p.value).collect()
+}
+
+/// Replaces every element by `f(own, others…)`, in f64. Host memory only: there is no division in `lmb.vector/1`.
+///
+/// # Errors
+/// Lists or tensors of different size; not in host memory.
+pub fn combine<const K: usize>(
+    to: &[abi::Tensor],
+    others: [&[abi::Tensor]; K],
+    f: impl Fn(f64, [f64; K]) -> f64,
+) -> Result<()> {
+    for (i, tensor) in to.iter().enumerate() {
+        let mut values: [Vec<f64>; K] = std::array::from_fn(|_| Vec::new());
+        for (values, list) in values.iter_mut().zip(others) {
+            let other = list.get(i).ok_or_else(|| Error::internal("lists of different length"))?;
+            // SAFETY: a tensor of the running call, or of this instance.
+            let view = unsafe { View::from_abi(other) }?;
+            *values = view.ok_or_else(|| Error::internal("an absent tensor"))?.to_vec()?;
+        }
+        // SAFETY: a vector of this instance, borrowed by nobody else.
+        let Some(mut view) = (unsafe { crate::GradView::from_abi(tensor) })? else { continue };
+        let own = view.slice_mut::<f32>()?;
+        if values.iter().any(|v| v.len() != own.len()) {
+            return Err(Error::internal("tensors of different size"));
+        }
+        for (j, own) in own.iter_mut().enumerate() {
+            *own = f(f64::from(*own), std::array::from_fn(|k| values[k][j])) as f32;
+        }
+    }
+    Ok(())
 }
 
 /// The elements of `values` as little-endian bytes, for a state.
