@@ -1,0 +1,13 @@
+//! The built-in losses as a host sees them: through the C ABI, and nothing else.
+
+mod contract;
+mod golden_cases;
+mod host;
+mod speed;
+mod types;
+
+#[path = "../../src/golden.rs"]
+#[allow(dead_code)]
+mod golden;
+
+use limbeck_losses::reference;
