@@ -244,12 +244,10 @@ fn gradient<A: Real>(
     let share = A::of(ce.smoothing / stats.live);
     for at in blocks(call.student.width()) {
         let z = block_of(call, n, &at, buffer);
-        for z in lanes_mut(z) {
-            for l in 0..LANES {
-                let out = z[l] == A::NEG_INFINITY;
-                let q = ((z[l] - stats.max) * log2_e - log_sum).exp2();
-                z[l] = q - if out { A::ZERO } else { share };
-            }
+        for z in lanes_mut(z).iter_mut().flatten() {
+            let out = *z == A::NEG_INFINITY;
+            let q = ((*z - stats.max) * log2_e - log_sum).exp2();
+            *z = q - if out { A::ZERO } else { share };
         }
         if at.contains(&label) {
             z[label - at.start] = z[label - at.start] - A::of(1.0 - ce.smoothing);

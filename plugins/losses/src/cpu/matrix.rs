@@ -54,7 +54,7 @@ macro_rules! slice_type {
             /// Contiguous rows of the given width.
             fn from((data, width): (&'a [$t], usize)) -> Self {
                 let first = data.as_ptr().cast_mut().cast();
-                let rows = if width == 0 { 0 } else { data.len() / width };
+                let rows = data.len().checked_div(width).unwrap_or(0);
                 // SAFETY: `rows` rows of `width` lie in the slice.
                 unsafe { Self::new(first, Float::$float, [rows, width], [width as isize, 1]) }
             }
@@ -62,7 +62,7 @@ macro_rules! slice_type {
         impl<'a> From<(&'a mut [$t], usize)> for Output<'a> {
             /// Contiguous rows of the given width, to be overwritten.
             fn from((data, width): (&'a mut [$t], usize)) -> Self {
-                let rows = if width == 0 { 0 } else { data.len() / width };
+                let rows = data.len().checked_div(width).unwrap_or(0);
                 let first = data.as_mut_ptr().cast();
                 // SAFETY: `rows` rows of `width` lie in the slice, which is lent mutably.
                 unsafe { Self::new(first, Float::$float, [rows, width], [width as isize, 1], false) }

@@ -11,6 +11,7 @@ pub mod hidden;
 mod isa;
 mod logit_mse;
 pub mod matrix;
+pub mod projection;
 mod real;
 mod scratch;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The fast path against the oracle, on the same rounded inputs.
 
-use super::{Matrix, Output, Serial, Slot, cross_entropy, dense, hidden};
+use super::{Matrix, Output, Serial, Slot, cross_entropy, dense, hidden, projection};
 use crate::reference::{Array, Inputs, evaluate};
 use crate::settings::{HiddenKind, Projector, Spec, parse};
 use half::{bf16, f16};
@@ -392,14 +392,14 @@ fn projected_states_agree_with_the_oracle_in_value_and_all_gradients() {
             weights: &weights,
             grad_factor: 0.5,
         };
-        let projection = hidden::Projection {
+        let map = projection::Projection {
             weight: (&w[..], width).into(),
             bias: Some((&b[..], mapped).into()),
             weight_grad: Some((&mut dw[..], width).into()),
             bias_grad: Some((&mut db[..], mapped).into()),
         };
         let mut slots = vec![Slot::default(); rows];
-        let Ok(sums) = hidden::run_projected(&call, &projection, &mut slots, &Serial);
+        let Ok(sums) = projection::run_projected(&call, &map, &mut slots, &Serial);
         let array = |x: &[f32], shape: &[usize]| Array {
             shape: shape.to_vec(),
             data: x.iter().map(|x| f64::from(*x)).collect(),

@@ -3,7 +3,9 @@
 //! Labels and masks are checked before anything is written. Results do not depend on the number of threads.
 
 use super::memory::{HostPool, matrix, output, with_slots};
-use crate::cpu::{Output, Sums, cross_entropy as ce, dense as kernel, hidden as states};
+use crate::cpu::{
+    Output, Sums, cross_entropy as ce, dense as kernel, hidden as states, projection as maps,
+};
 use crate::names::layered;
 use crate::settings::{CrossEntropy, Dense, Hidden, HiddenKind, Projector, Vocab};
 use limbeck_sdk::{Counted, Error, LossCall, Ports, Result, View};
@@ -156,7 +158,7 @@ fn hidden_pair(
         HiddenKind::Mse { projector: Projector::Linear, bias } => {
             let projection = projection(call, t.width(), width, bias, next_param)?;
             return with_slots(call, rows, |slots| {
-                states::run_projected(&kernel_call, &projection, slots, &pool)
+                maps::run_projected(&kernel_call, &projection, slots, &pool)
             });
         }
         HiddenKind::Cosine { margin } => {
@@ -173,7 +175,7 @@ fn projection<'a>(
     width: usize,
     bias: bool,
     next_param: &mut usize,
-) -> Result<states::Projection<'a>> {
+) -> Result<maps::Projection<'a>> {
     let mut take = |rows: usize, columns: usize| {
         let index = *next_param;
         *next_param += 1;
@@ -191,5 +193,5 @@ fn projection<'a>(
         true => take(1, mapped).map(|(bias, grad)| (Some(bias), grad))?,
         false => (None, None),
     };
-    Ok(states::Projection { weight, bias, weight_grad, bias_grad })
+    Ok(maps::Projection { weight, bias, weight_grad, bias_grad })
 }

@@ -45,11 +45,10 @@ fn add_pair(
     }
     let rows = Rows::new(inputs, s.dim(0))?;
     let mask = inputs.get("attention_mask");
-    if let Some(mask) = mask {
-        if mask.dim(0) != s.dim(0) || mask.dim(1) != s.dim(2) {
-            let (mask, s) = (&mask.shape, &s.shape);
-            return Err(Refusal::Shape(format!("`attention_mask` is {mask:?}, `{student}` {s:?}")));
-        }
+    let fits = |mask: &&Array| mask.dim(0) == s.dim(0) && mask.dim(1) == s.dim(2);
+    if let Some(mask) = mask.filter(|mask| !fits(mask)) {
+        let (mask, s) = (&mask.shape, &s.shape);
+        return Err(Refusal::Shape(format!("`attention_mask` is {mask:?}, `{student}` {s:?}")));
     }
     let mut grad = Array::zeros_like(s);
     let (heads, length) = (s.dim(1), s.dim(2));

@@ -55,10 +55,9 @@ pub fn evaluate(dist: &Dist, inputs: &Inputs, normalizer: f64) -> Result<Outcome
         }
     }
     for v in 0..width {
-        let column = |side: fn(&(usize, Vec<f64>, Vec<f64>)) -> &Vec<f64>| {
-            live.iter().map(|row| side(row)[v]).collect::<Vec<f64>>()
-        };
-        let (rho, grad) = pearson(&column(|row| &row.1), &column(|row| &row.2));
+        let student: Vec<f64> = live.iter().map(|(_, q, _)| q[v]).collect();
+        let teacher: Vec<f64> = live.iter().map(|(_, _, p)| p[v]).collect();
+        let (rho, grad) = pearson(&student, &teacher);
         value += dist.gamma * (1.0 - rho) / width as f64;
         for (u, g) in u.iter_mut().zip(grad) {
             u[v] -= dist.gamma * g / width as f64;

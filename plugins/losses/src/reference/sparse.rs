@@ -99,7 +99,7 @@ fn teacher_row(
         if mass >= 1.0 { f64::NEG_INFINITY } else { (-mass).ln_1p() }
     });
     let live = inside != f64::NEG_INFINITY || rest != f64::NEG_INFINITY;
-    live.then(|| (entries, rest))
+    live.then_some((entries, rest))
 }
 
 fn compare(

@@ -7,12 +7,14 @@ mod batch;
 mod dense;
 mod items;
 mod macros;
+mod sparse;
 #[cfg(test)]
 mod tests;
 
 pub use batch::*;
 pub use dense::*;
 pub use items::*;
+pub use sparse::*;
 
 use serde::de::DeserializeOwned;
 

@@ -22,6 +22,9 @@ fn ints(data: &[i64]) -> Array {
     Array { shape: vec![data.len()], data: data.iter().map(|x| *x as f64).collect() }
 }
 
+/// Inputs by name and shape.
+type Shapes = &'static [(&'static str, &'static [usize])];
+
 /// Row-wise logit losses.
 const ROWWISE: [&str; 16] = [
     "fkl",
@@ -282,7 +285,7 @@ fn bad_labels_are_bad_data_and_name_their_row() {
 
 #[test]
 fn shapes_that_do_not_agree_are_invalid_arguments() {
-    let cases: [(&str, Value, &[(&str, &[usize])]); 6] = [
+    let cases: [(&str, Value, Shapes); 6] = [
         ("fkl", json!({}), &[("student.logits", &[3, 5]), ("teacher.logits", &[4, 5])]),
         ("fkl", json!({}), &[("student.logits", &[3, 5]), ("teacher.logits", &[3, 6])]),
         ("lwf", json!({}), &[("student.logits", &[3, 5]), ("teacher.logits", &[3, 6])]),

@@ -1,5 +1,6 @@
 //! The built-in losses as a host sees them: through the C ABI, and nothing else.
 
+mod buffer;
 mod contract;
 mod golden_cases;
 mod host;

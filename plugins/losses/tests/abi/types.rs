@@ -1,7 +1,8 @@
 //! 16-bit inputs, strides and mixed gradient types against the oracle on the same rounded inputs.
 
+use crate::buffer::Buffer;
 use crate::golden::{TEXT, inputs, number};
-use crate::host::{Buffer, DTYPES, Options, run};
+use crate::host::{DTYPES, Options, run};
 use crate::reference::{Inputs, evaluate};
 use limbeck_losses::settings::parse;
 use limbeck_sdk::abi;
