@@ -14,6 +14,8 @@ pub(crate) const UNBOUND_PORT: &str = "LMB0231";
 pub(crate) const NO_SUCH_PORT: &str = "LMB0232";
 pub(crate) const SHAPES_DIFFER: &str = "LMB0233";
 pub(crate) const TYPES_DIFFER: &str = "LMB0234";
+pub(crate) const UNDECLARED: &str = "LMB0201";
+pub(crate) const DATASET: &str = "LMB0209";
 pub(crate) const CYCLE: &str = "LMB0235";
 pub(crate) const CLAIMS: &str = "LMB0236";
 pub(crate) const WRONG_KIND: &str = "LMB0237";
@@ -39,6 +41,8 @@ pub(crate) const PIN_UNMET: &str = "LMB0314";
 pub(crate) const UNKNOWN_PLUGIN: &str = "LMB0315";
 pub(crate) const INPUT_MISSING: &str = "LMB0316";
 pub(crate) const UNLOCKED_ALLOWED: &str = "LMB0317";
+
+pub(crate) const NO_DEVICE: &str = "LMB0801";
 
 pub(crate) const PLUGIN_FAILED: &str = "LMB0401";
 pub(crate) const PLUGIN_BROKE_CONTRACT: &str = "LMB0402";

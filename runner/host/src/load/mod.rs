@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub(crate) mod codes;
+mod create;
 pub mod instance;
 pub mod library;
 pub mod lock;
@@ -32,6 +33,22 @@ pub struct Loaded {
 ///
 /// # Errors
 /// All problems found, each with its place in the pipeline.
-pub fn load(_plan: &Plan, _catalogue: &Catalogue, _data: &Datasets) -> Result<Loaded, Diagnostics> {
-    todo!()
+pub fn load(plan: &Plan, catalogue: &Catalogue, data: &Datasets) -> Result<Loaded, Diagnostics> {
+    let mut loaded = Loaded { stages: Vec::with_capacity(plan.stages.len()), warnings: Vec::new() };
+    let mut problems: Diagnostics = Vec::new();
+    for stage in &plan.stages {
+        let Some(train) = stage.training() else {
+            loaded.stages.push(None);
+            continue;
+        };
+        match wiring::stage(plan, catalogue, data, stage, train) {
+            Ok(stage) => loaded.stages.push(Some(stage)),
+            Err(mut found) => problems.append(&mut found),
+        }
+    }
+    if problems.is_empty() {
+        return Ok(loaded);
+    }
+    crate::diagnostic::sort(&mut problems);
+    Err(problems)
 }

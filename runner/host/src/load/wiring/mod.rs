@@ -1,7 +1,36 @@
 //! Ports to sources: names, symbolic shapes, element types.
+//!
+//! Every mismatch is reported with the places of both ends, before anything is allocated. A stage that comes out of
+//! here has a source for each required port, and each source exists.
 
-use super::Instance;
+mod bind;
+mod check;
+mod ends;
+mod rows;
+mod shape;
+mod stage;
+#[cfg(test)]
+mod tests;
+
 use super::instance::Schedule;
+use super::{Catalogue, Instance};
+use crate::data::Datasets;
+use crate::diagnostic::Diagnostics;
+use crate::plan::{Plan, StagePlan, TrainPlan};
+
+/// Creates and wires a training stage.
+///
+/// # Errors
+/// All problems of its plugins, settings and connections.
+pub(crate) fn stage(
+    plan: &Plan,
+    catalogue: &Catalogue,
+    data: &Datasets,
+    stage: &StagePlan,
+    train: &TrainPlan,
+) -> Result<LoadedStage, Diagnostics> {
+    stage::Builder { plan, catalogue, data, stage, train, problems: Vec::new() }.build()
+}
 
 /// Where an input comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
