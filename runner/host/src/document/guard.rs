@@ -44,7 +44,7 @@ pub fn read(
     for next in Parser::new_from_str_with_options(text, options) {
         let step = match next {
             Ok((event, span)) => builder.event(event, span),
-            Err(error) => Err(builder.syntax(&error)),
+            Err(error) => Err(builder.syntax(&error, text)),
         };
         if let Err(problem) = step {
             builder.problems.push(*problem);
@@ -158,20 +158,42 @@ impl Builder {
         (place.line, place.column)
     }
 
-    fn syntax(&self, error: &granit_parser::ScanError) -> Box<Diagnostic> {
-        let at = self.span(*error.marker(), *error.marker());
+    fn syntax(&self, error: &granit_parser::ScanError, text: &str) -> Box<Diagnostic> {
+        let mark = *error.marker();
+        let at = self.span(mark, mark);
+        let plain =
+            |message: &str, help: &str| Diagnostic::error("LMB0100", message.to_owned()).help(help);
+        let tab = || plain("a tab in the indentation", "indent with spaces");
         let problem = match error.kind() {
             ErrorKind::RecursionLimitExceeded => return self.too_deep(at),
             ErrorKind::DirectiveDisallowed => Diagnostic::error("LMB0109", "a `%` directive")
                 .help("remove the line: a pipeline is plain YAML 1.2"),
-            ErrorKind::UnknownAnchor => Diagnostic::error("LMB0100", "an alias without its anchor")
-                .help("write `&name` before the value that `*name` repeats"),
+            ErrorKind::UnknownAnchor => plain(
+                "an alias without its anchor",
+                "write `&name` before the value that `*name` repeats",
+            ),
             ErrorKind::TabNotAllowed
             | ErrorKind::TabInBlockIndentation
-            | ErrorKind::TabInIndentation => {
-                Diagnostic::error("LMB0100", "a tab in the indentation").help("indent with spaces")
+            | ErrorKind::TabInIndentation => tab(),
+            ErrorKind::TabInPlainScalar => {
+                // The scanner names the start of the scalar that the line would continue.
+                let line = tab_after(text, mark.line()).unwrap_or_else(|| mark.line());
+                return Box::new(tab().at(self.place(line, 1, 1)));
             }
-            _ => Diagnostic::error("LMB0100", format!("not valid YAML: {}", error.info())),
+            ErrorKind::MappingValueNotAllowed => plain(
+                "a `:` where no key can stand",
+                "one key a line; put a text that holds `: ` in quotes",
+            ),
+            ErrorKind::UnclosedQuotedScalar => {
+                plain("a quote that is never closed", "close it on this line")
+            }
+            ErrorKind::UnclosedFlowCollection { .. } => plain(
+                "a bracket that is never closed",
+                "close it: every `[` and `{` needs its partner",
+            ),
+            _ => Diagnostic::error("LMB0100", format!("not valid YAML: {}", error.info())).help(
+                "look at this line and the one before for a missing bracket, quote, colon or blank",
+            ),
         };
         Box::new(problem.at(at))
     }
@@ -295,12 +317,16 @@ impl Builder {
         self.aliases += 1;
         if self.aliases > MAX_ALIASES {
             return Err(Box::new(
-                Diagnostic::error("LMB0108", format!("more than {MAX_ALIASES} aliases")).at(at),
+                Diagnostic::error("LMB0108", format!("more than {MAX_ALIASES} aliases"))
+                    .at(at)
+                    .help("a pipeline is settings, not data"),
             ));
         }
         let Some(anchored) = self.anchors.get(&id) else {
             return Err(Box::new(
-                Diagnostic::error("LMB0100", "an alias inside the value it repeats").at(at),
+                Diagnostic::error("LMB0100", "an alias inside the value it repeats")
+                    .at(at)
+                    .help("a value cannot contain itself"),
             ));
         };
         let copy = Anchored { node: anchored.node.clone(), ..*anchored };
@@ -349,6 +375,16 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// The first line from `line` on (both from 1) that is indented with a tab.
+fn tab_after(text: &str, line: usize) -> Option<usize> {
+    let indented = |l: &str| l.trim_start_matches(' ').starts_with('\t');
+    text.lines()
+        .enumerate()
+        .skip(line.saturating_sub(1))
+        .find(|(_, l)| indented(l))
+        .map(|(i, _)| i + 1)
 }
 
 /// The text of a key and what is wrong with it.

@@ -5,7 +5,7 @@
 //! keys asked for are the known keys. Invariant: a stand-in leaves this module only after a problem was reported.
 
 use super::amount::{self, Amount};
-use super::node::{Node, Value};
+use super::node::{Node, Value, resolve_plain};
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, did_you_mean};
 use serde_json::{Map, Value as Json};
 use std::cell::RefCell;
@@ -128,20 +128,18 @@ pub(crate) struct Fields<'s> {
     asked: RefCell<Vec<&'static str>>,
     resolved: RefCell<Map<String, Json>>,
     inherited: bool,
+    broken: bool,
 }
 
 impl<'s> Fields<'s> {
     /// Over a node; anything but a mapping is reported and read as empty.
     pub fn new(sink: &'s Sink, node: &Arc<Node>, path: String, what: impl Into<String>) -> Self {
         let what = what.into();
-        if !matches!(node.value, Value::Map(_)) {
-            sink.report(
-                Diagnostic::error(
-                    "LMB0103",
-                    format!("{what} must be a mapping, found {}", node.describe()),
-                )
-                .at(node.span.clone()),
-            );
+        let broken = !matches!(node.value, Value::Map(_));
+        if broken {
+            let message = format!("{what} must be a mapping, found {}", node.describe());
+            let problem = Diagnostic::error("LMB0103", message).at(node.span.clone());
+            sink.report(problem.help(how_to_write("a mapping", node)));
         }
         let fields = node
             .entries()
@@ -153,7 +151,7 @@ impl<'s> Fields<'s> {
                 inherited: false,
             })
             .collect();
-        Self::over(sink, fields, node.span.clone(), path, what)
+        Self { broken, ..Self::over(sink, fields, node.span.clone(), path, what) }
     }
 
     /// Over entries that were gathered elsewhere.
@@ -173,6 +171,7 @@ impl<'s> Fields<'s> {
             asked: RefCell::default(),
             resolved: RefCell::default(),
             inherited: false,
+            broken: false,
         }
     }
 
@@ -263,8 +262,16 @@ impl<'s> Fields<'s> {
         part
     }
 
+    /// Whether it is no mapping at all, which was reported.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Reports that a key is missing.
     pub fn missing(&self, key: &str, help: &str) {
+        if self.broken {
+            return;
+        }
         self.sink.report(
             Diagnostic::error("LMB0102", format!("{} has no `{key}`", self.what))
                 .at(self.span.clone())
@@ -386,13 +393,29 @@ pub(crate) fn wrong_type(sink: &Sink, key: &str, wanted: &str, node: &Node) {
         format!("`{key}` must be {wanted}, found {}", node.describe()),
     )
     .at(node.span.clone());
-    let quoted = wanted.starts_with("text")
-        && matches!(node.value, Value::Int(..) | Value::Float(..) | Value::Bool(_));
-    sink.report(if quoted {
-        problem.help(format!("put it in quotes: \"{}\"", node.describe()))
-    } else {
-        problem
-    });
+    sink.report(problem.help(how_to_write(wanted, node)));
+}
+
+/// How a value of the wanted type is written.
+fn how_to_write(wanted: &str, node: &Node) -> String {
+    let scalar = matches!(node.value, Value::Int(..) | Value::Float(..) | Value::Bool(_));
+    let quoted_number = node.text().is_some_and(|t| !matches!(resolve_plain(t), Value::Text(_)));
+    match wanted {
+        _ if wanted.starts_with("text") && scalar => {
+            format!("put it in quotes: \"{}\"", node.describe())
+        }
+        _ if quoted_number => "write it without quotes".into(),
+        "true or false" => {
+            "YAML knows `true` and `false`; `yes`, `no`, `on` and `off` are text".into()
+        }
+        "a mapping" => "write `{key: value, …}`, or indented lines of `key: value`".into(),
+        _ if wanted.starts_with("text") => "write one text".into(),
+        _ if wanted.starts_with("a list") => {
+            "write `[…, …]`, or indented lines that start with `- `".into()
+        }
+        _ if wanted.starts_with("a whole number") => "write digits only, for example `10`".into(),
+        _ => format!("write {wanted}, for example `0.5`, `1e-3` or `1/255`"),
+    }
 }
 
 /// The text of a node.
@@ -474,16 +497,13 @@ pub(crate) fn choice_of<'c, T: Copy>(
     let found = node.text().and_then(|text| choices.iter().find(|(word, _)| *word == text));
     if found.is_none() {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-        let wanted =
-            if words.len() == 1 { listed(&words) } else { format!("one of {}", listed(&words)) };
-        let problem = Diagnostic::error(
-            "LMB0106",
-            format!("`{key}` must be {wanted}, found {}", node.describe()),
-        )
-        .at(node.span.clone());
+        let problem =
+            Diagnostic::error("LMB0106", format!("`{key}` cannot be {}", node.describe()))
+                .at(node.span.clone());
+        let allowed = listed(&words);
         sink.report(match node.text().and_then(|text| did_you_mean(text, words.iter().copied())) {
-            Some(near) => problem.help(format!("did you mean `{near}`?")),
-            None => problem,
+            Some(near) => problem.help(format!("did you mean `{near}`? allowed: {allowed}")),
+            None => problem.help(format!("allowed: {allowed}")),
         });
     }
     found.copied()

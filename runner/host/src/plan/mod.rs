@@ -76,4 +76,6 @@ fn finish_top(fields: Fields) -> Map<String, Json> {
 }
 
 #[cfg(test)]
+mod corpus;
+#[cfg(test)]
 mod tests;

@@ -79,6 +79,7 @@ fn one_of(part: &Fields, keys: &[&'static str]) {
     let listed = crate::document::listed(keys);
     match present.as_slice() {
         [_] => {}
+        [] if part.is_broken() => {}
         [] => part.sink.report(
             Diagnostic::error("LMB0102", format!("{} names no model", part.what))
                 .at(part.span.clone())
@@ -363,6 +364,9 @@ fn handed_on(around: &Around, part: &Fields, student: &Student) -> Vec<Scheduler
     let Some(name) = part.text("from") else { return Vec::new() };
     let Some(field) = part.field("from") else { return Vec::new() };
     let Some(stage) = around.earlier(&name, &field.node.span) else { return Vec::new() };
+    if around.is_broken(stage) {
+        return Vec::new();
+    }
     let origin = around.training(stage).map(|t| t.schedulers.as_slice()).unwrap_or_default();
     if origin.is_empty() {
         around.sink.report(

@@ -65,6 +65,11 @@ impl<'a> Around<'a> {
         }
     }
 
+    /// Whether nothing could be said about an earlier stage, since its `kind` is wrong.
+    pub fn is_broken(&self, stage: usize) -> bool {
+        self.done.get(stage).is_some_and(|s| s.resolved.is_null())
+    }
+
     /// The training part of an earlier stage.
     pub fn training(&self, stage: usize) -> Option<&'a TrainPlan> {
         self.done.get(stage).and_then(StagePlan::training)
@@ -77,6 +82,9 @@ impl<'a> Around<'a> {
         let (name, field) = (name?, part.field("from")?);
         let span = &field.node.span;
         let stage = self.earlier(&name, span)?;
+        if self.is_broken(stage) {
+            return None;
+        }
         let Some(training) = self.training(stage) else {
             self.sink.report(
                 Diagnostic::error("LMB0207", format!("stage `{name}` trains no student"))

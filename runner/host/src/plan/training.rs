@@ -27,7 +27,8 @@ pub fn read(around: &Around, fields: &Fields, distill: bool) -> TrainPlan {
         if distill { slots::teacher(around, fields) } else { Default::default() };
     let loss = slots::loss(fields);
     let schedulers = slots::schedulers(around, fields, &student);
-    if loss.is_empty() && schedulers.is_empty() {
+    let is_list = fields.field("loss").is_none_or(|f| matches!(f.node.value, Value::List(_)));
+    if loss.is_empty() && schedulers.is_empty() && is_list {
         fields.missing("loss", "for example `loss: [{uses: limbeck.ce}]`");
     }
     let (batch_size, accumulate, shuffle) = batch(fields);
@@ -329,7 +330,7 @@ fn betas(part: &Fields) -> (f64, f64) {
         return (defaults[0], defaults[1]);
     };
     let Value::List(items) = &field.node.value else {
-        part.wrong_type("betas", "two numbers", &field.node);
+        part.wrong_type("betas", "a list of two numbers", &field.node);
         return (defaults[0], defaults[1]);
     };
     if items.len() != 2 {

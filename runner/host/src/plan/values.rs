@@ -114,7 +114,8 @@ fn settings(fields: &Fields) -> (Json, Span, BTreeMap<String, KeySpan>) {
                 "LMB0105",
                 format!("a setting must be finite, found {}", node.describe()),
             )
-            .at(node.span.clone()),
+            .at(node.span.clone())
+            .help("settings travel as JSON, which has no infinity and no NaN"),
         );
     });
     fields.keep("with", with.clone(), Some(field));
@@ -278,7 +279,11 @@ pub fn integers(
                     "LMB0103",
                     format!("`{key}` must be {wanted}, found {}", bad.describe()),
                 )
-                .at(bad.span.clone()),
+                .at(bad.span.clone())
+                .help(match length {
+                    Some(2) => "write two whole numbers: `[0, 63]`",
+                    _ => "write whole numbers: `[0, 1, 2]`",
+                }),
             );
             None
         }
