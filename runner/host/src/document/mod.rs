@@ -148,3 +148,6 @@ fn decode(bytes: &[u8], path: &Path) -> Result<String, Box<Diagnostic>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

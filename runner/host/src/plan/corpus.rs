@@ -150,7 +150,7 @@ fn every_code_of_the_document_and_plan_series_has_a_broken_pipeline() {
     let cases = cases();
     let missing: Vec<&str> = codes::CODES
         .iter()
-        .filter(|c| c.exit != 0 && (c.code < "LMB0118" || ("LMB0200".."LMB0211").contains(&c.code)))
+        .filter(|c| c.exit != 0 && c.code < "LMB0211" && c.code != "LMB0118")
         .map(|c| c.code)
         // --set and a missing file have no file of their own; LMB0204 needs the models' layers.
         .filter(|c| !["LMB0112", "LMB0117", "LMB0204"].contains(c))

@@ -78,4 +78,6 @@ fn finish_top(fields: Fields) -> Map<String, Json> {
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

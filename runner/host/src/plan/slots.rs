@@ -58,7 +58,7 @@ pub fn student(around: &Around, fields: &Fields) -> Student {
                 .help("remove `with`"),
             );
         }
-        student.from = around.from_stage(&part);
+        student.from = around.read_from(&part);
         if let Some(origin) = student.from.as_ref().and_then(|f| around.training(f.stage)) {
             student.plugin = origin.student.clone();
             student.inputs = origin.student_inputs.clone();
@@ -100,7 +100,7 @@ pub fn teacher(around: &Around, fields: &Fields) -> (Option<TeacherPlan>, BTreeM
     let plan = if part.field("uses").is_some() {
         Some(TeacherPlan::Plugin(plugin_use(&part, "limbeck.checkpoint")))
     } else if part.field("from").is_some() {
-        around.from_stage(&part).map(|from| TeacherPlan::Stage {
+        around.read_from(&part).map(|from| TeacherPlan::Stage {
             student: around.training(from.stage).map_or_else(no_plugin, |t| t.student.clone()),
             from,
         })

@@ -76,7 +76,7 @@ impl<'a> Around<'a> {
     }
 
     /// `{from: STAGE, which}`, a stage that trains, with a best student if asked for.
-    pub fn from_stage(&self, part: &Fields) -> Option<FromStage> {
+    pub fn read_from(&self, part: &Fields) -> Option<FromStage> {
         let name = part.text("from");
         let which = part.choice_or_first("which", ("last", Which::Last), &[("best", Which::Best)]);
         let (name, field) = (name?, part.field("from")?);
@@ -241,7 +241,7 @@ fn model(around: &Around, fields: &Fields) -> FromStage {
     if part.field("from").is_none() {
         part.missing("from", "the name of an earlier stage");
     }
-    let model = around.from_stage(&part);
+    let model = around.read_from(&part);
     fields.keep_part("model", part.finish());
     model.unwrap_or_else(nowhere)
 }

@@ -157,10 +157,10 @@ fn named_tasks(around: &Around, fields: &Fields) -> Vec<TaskPlan> {
     let declared = &around.top.tasks;
     let mut out: Vec<TaskPlan> = Vec::new();
     let nodes = fields.list("tasks");
-    if let (true, Some(field)) = (nodes.is_empty(), fields.field("tasks")) {
-        if matches!(field.node.value, Value::List(_)) {
-            out_of_range(around.sink, "tasks", "at least one task", &field.node);
-        }
+    if let (true, Some(field)) = (nodes.is_empty(), fields.field("tasks"))
+        && matches!(field.node.value, Value::List(_))
+    {
+        out_of_range(around.sink, "tasks", "at least one task", &field.node);
     }
     for node in nodes {
         let Some(name) = text_of(around.sink, "tasks", node) else { continue };
