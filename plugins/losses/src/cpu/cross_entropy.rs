@@ -244,16 +244,15 @@ fn gradient<A: Real>(
     let share = A::of(ce.smoothing / stats.live);
     for at in blocks(call.student.width()) {
         let z = block_of(call, n, &at, buffer);
-        for z in lanes_mut(z).iter_mut().flatten() {
-            let out = *z == A::NEG_INFINITY;
-            let q = ((*z - stats.max) * log2_e - log_sum).exp2();
-            *z = q - if out { A::ZERO } else { share };
+        for z in lanes_mut(z) {
+            for z in z.iter_mut() {
+                let out = *z == A::NEG_INFINITY;
+                let q = ((*z - stats.max) * log2_e - log_sum).exp2();
+                *z = (q - if out { A::ZERO } else { share }) * scale;
+            }
         }
         if at.contains(&label) {
-            z[label - at.start] = z[label - at.start] - A::of(1.0 - ce.smoothing);
-        }
-        for z in z.iter_mut() {
-            *z = *z * scale;
+            z[label - at.start] = z[label - at.start] - A::of(1.0 - ce.smoothing) * scale;
         }
         grad.store(n, at.start, &z[..at.len()]);
     }

@@ -25,3 +25,28 @@ fn a_small_call_does_not_wake_the_pool() {
         assert!(best < 50e-6, "{id}: {best}");
     }
 }
+
+#[test]
+#[ignore = "a measurement: run it alone, on a quiet machine"]
+fn a_wide_row_costs_nanoseconds_an_element() {
+    const ROWS: usize = 64;
+    const WIDTH: usize = 32_000;
+    let array = |a: f64| {
+        let data = (0..ROWS * WIDTH).map(|k| (k as f64 * a).sin() * 6.0).collect();
+        Array { shape: vec![ROWS, WIDTH], data }
+    };
+    let inputs = Inputs::from([
+        ("student.logits".into(), array(1.3)),
+        ("teacher.logits".into(), array(2.7)),
+        ("labels".into(), Array { shape: vec![ROWS], data: vec![3.0; ROWS] }),
+    ]);
+    for id in ["limbeck.kl", "limbeck.rkl", "limbeck.gjsd", "limbeck.ce", "limbeck.logit-mse"] {
+        for dtype in [abi::DLDataType::F32, abi::DLDataType::BF16] {
+            let instance =
+                Instance::create(id, "{}").unwrap_or_else(|failure| panic!("{failure:?}"));
+            let best = instance.time(&inputs, Options::of(dtype, 64.0), 10);
+            let each = best / (ROWS * WIDTH) as f64 * 1e9;
+            println!("{id} {} bit: {each:.2} ns an element, one thread", dtype.bits);
+        }
+    }
+}
