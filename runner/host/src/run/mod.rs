@@ -9,6 +9,8 @@ mod evaluate;
 pub mod event;
 mod forward;
 mod gradient;
+#[cfg(test)]
+mod harness;
 mod io;
 mod live;
 pub mod lr;

@@ -31,11 +31,17 @@ pub(crate) struct Now {
 }
 
 /// Knobs that schedulers set: key -> (setter, value). Applied again after a resume.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Knobs {
     pub set: BTreeMap<String, (usize, f64)>,
     /// Factor of the learning rate.
     pub lr: f64,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Self { set: BTreeMap::new(), lr: 1.0 }
+    }
 }
 
 /// Things asked for that the stage's loop does.
