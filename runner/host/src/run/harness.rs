@@ -3,8 +3,10 @@
 use super::event::{Event, EventSink};
 use super::{Control, Outcome, RunError, RunOptions, run};
 use crate::data::Datasets;
+use crate::load::wiring::{
+    LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, Source, TermRows,
+};
 use crate::load::{Catalogue, Instance, Loaded, SearchPath};
-use crate::load::wiring::{LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, Source, TermRows};
 use crate::plan::{Plan, RowsChoice, TeacherPlan};
 use std::path::{Path, PathBuf};
 
@@ -36,6 +38,7 @@ pub(crate) struct Bench {
     pub plan: Plan,
     pub catalogue: Catalogue,
     pub datasets: Datasets,
+    _cache: tempfile::TempDir,
 }
 
 impl Bench {
@@ -43,12 +46,14 @@ impl Bench {
         let dir = plugins()?;
         let document = crate::document::parse(pipeline, text, &[]).expect("document");
         let plan = crate::plan::plan(&document).expect("plan");
-        let cache = std::env::temp_dir().join(format!("limbeck-harness-{}", std::process::id()));
-        let search = SearchPath { builtin: Some(dir), cache: Some(cache), ..SearchPath::default() };
+        // Each bench stages for itself: tests of one process run side by side.
+        let cache = tempfile::tempdir().unwrap();
+        let at = Some(cache.path().to_owned());
+        let search = SearchPath { builtin: Some(dir), cache: at, ..SearchPath::default() };
         let (catalogue, _) = Catalogue::discover(&search).expect("catalogue");
         let (datasets, problems) = Datasets::open(&plan);
         assert!(problems.is_empty(), "{problems:?}");
-        Some(Self { plan, catalogue, datasets })
+        Some(Self { plan, catalogue, datasets, _cache: cache })
     }
 
     fn create(&self, id: &str, with: &serde_json::Value) -> Instance {
@@ -78,11 +83,16 @@ impl Bench {
                 continue;
             };
             let student = self.create(&train.student.id, &train.student.with);
-            let of = |i: &Instance| i.inputs().map(|p| self.source(train, &p.name)).collect::<Vec<_>>();
+            let of =
+                |i: &Instance| i.inputs().map(|p| self.source(train, &p.name)).collect::<Vec<_>>();
             let teacher = match &train.teacher {
                 Some(TeacherPlan::Plugin(p)) => Some(self.create(&p.id, &p.with)),
-                Some(TeacherPlan::Stage { student, .. }) => Some(self.create(&student.id, &student.with)),
-                Some(TeacherPlan::Ema { .. }) => Some(self.create(&train.student.id, &train.student.with)),
+                Some(TeacherPlan::Stage { student, .. }) => {
+                    Some(self.create(&student.id, &student.with))
+                }
+                Some(TeacherPlan::Ema { .. }) => {
+                    Some(self.create(&train.student.id, &train.student.with))
+                }
                 _ => None,
             };
             let mut terms = Vec::new();
@@ -94,38 +104,82 @@ impl Bench {
                     RowsChoice::All => TermRows::All,
                     _ => TermRows::FreshAndJoined,
                 };
-                terms.push(LoadedTerm { name: term.name.clone(), planned: Some(i), scheduler: None, inputs, instance, weight: term.weight, rows, reduction: term.reduction });
+                terms.push(LoadedTerm {
+                    name: term.name.clone(),
+                    planned: Some(i),
+                    scheduler: None,
+                    inputs,
+                    instance,
+                    weight: term.weight,
+                    rows,
+                    reduction: term.reduction,
+                });
             }
             let mut schedulers = Vec::new();
             let mut snapshots: Vec<LoadedSnapshot> = Vec::new();
             for (s, scheduler) in train.schedulers.iter().enumerate() {
                 let mut instance = self.create(&scheduler.plugin.id, &scheduler.plugin.with);
                 let schedule = instance.schedule().expect("schedule");
-                let inputs = instance.inputs().map(|p| (p.name.clone(), self.source(train, &p.name))).collect();
+                let inputs = instance
+                    .inputs()
+                    .map(|p| (p.name.clone(), self.source(train, &p.name)))
+                    .collect();
                 for name in &schedule.snapshots {
-                    snapshots.push(LoadedSnapshot { scheduler: s, name: name.clone(), instance: self.create(&train.student.id, &train.student.with), wanted: vec!["logits".into()] });
+                    snapshots.push(LoadedSnapshot {
+                        scheduler: s,
+                        name: name.clone(),
+                        instance: self.create(&train.student.id, &train.student.with),
+                        wanted: vec!["logits".into()],
+                    });
                 }
                 for term in &schedule.terms {
                     let loss = self.create(&term.loss, &term.config);
-                    let inputs = loss.inputs().map(|p| {
-                        let bound = term.inputs.iter().find(|(k, _)| *k == p.name).map_or(p.name.clone(), |(_, v)| v.clone());
-                        if let Some(port) = bound.strip_prefix("self.") {
-                            return Some(Source::Scheduler { scheduler: s, port: port.into() });
-                        }
-                        if let Some((snap, output)) = bound.split_once('.')
-                            && let Some(i) = snapshots.iter().position(|n| n.scheduler == s && n.name == snap) {
-                            return Some(Source::Snapshot { snapshot: i, output: output.into() });
-                        }
-                        self.source(train, &bound)
-                    }).collect();
+                    let inputs = loss
+                        .inputs()
+                        .map(|p| {
+                            let bound = term
+                                .inputs
+                                .iter()
+                                .find(|(k, _)| *k == p.name)
+                                .map_or(p.name.clone(), |(_, v)| v.clone());
+                            if let Some(port) = bound.strip_prefix("self.") {
+                                return Some(Source::Scheduler { scheduler: s, port: port.into() });
+                            }
+                            if let Some((snap, output)) = bound.split_once('.')
+                                && let Some(i) = snapshots
+                                    .iter()
+                                    .position(|n| n.scheduler == s && n.name == snap)
+                            {
+                                return Some(Source::Snapshot {
+                                    snapshot: i,
+                                    output: output.into(),
+                                });
+                            }
+                            self.source(train, &bound)
+                        })
+                        .collect();
                     let rows = match term.rows.as_str() {
                         "" => TermRows::Fresh,
                         "*" => TermRows::All,
                         group => TermRows::Group { scheduler: s, group: group.into() },
                     };
-                    terms.push(LoadedTerm { name: format!("{}.{}", scheduler.name, term.name), planned: None, scheduler: Some(s), instance: loss, inputs, weight: term.weight, rows, reduction: crate::plan::Reduction::TokenMean });
+                    terms.push(LoadedTerm {
+                        name: format!("{}.{}", scheduler.name, term.name),
+                        planned: None,
+                        scheduler: Some(s),
+                        instance: loss,
+                        inputs,
+                        weight: term.weight,
+                        rows,
+                        reduction: crate::plan::Reduction::TokenMean,
+                    });
                 }
-                schedulers.push(LoadedScheduler { name: scheduler.name.clone(), instance, schedule, inputs });
+                schedulers.push(LoadedScheduler {
+                    name: scheduler.name.clone(),
+                    instance,
+                    schedule,
+                    inputs,
+                });
             }
             stages.push(Some(LoadedStage {
                 student_inputs: of(&student),
@@ -133,7 +187,11 @@ impl Bench {
                 student,
                 teacher,
                 student_wanted: vec!["logits".into()],
-                teacher_wanted: if train.teacher.is_some() { vec!["logits".into()] } else { vec![] },
+                teacher_wanted: if train.teacher.is_some() {
+                    vec!["logits".into()]
+                } else {
+                    vec![]
+                },
                 terms,
                 schedulers,
                 snapshots,
@@ -145,7 +203,15 @@ impl Bench {
     pub fn run(&self, options: &RunOptions) -> (Result<Outcome, RunError>, Told) {
         let mut told = Told::default();
         let control = Control::default();
-        let result = run(&self.plan, self.load(), &self.datasets, &self.catalogue, options, &control, &mut told);
+        let result = run(
+            &self.plan,
+            self.load(),
+            &self.datasets,
+            &self.catalogue,
+            options,
+            &control,
+            &mut told,
+        );
         (result, told)
     }
 }
@@ -179,9 +245,8 @@ fn a_student_that_never_saw_a_3_learns_it_from_its_teacher() {
         };
         told.events.iter().find_map(of).unwrap()
     };
-    let value = |stage: &str, metric: &str| {
-        last(stage).into_iter().find(|(n, _)| n == metric).unwrap().1
-    };
+    let value =
+        |stage: &str, metric: &str| last(stage).into_iter().find(|(n, _)| n == metric).unwrap().1;
     // Means of 5 seeds in a numpy prototype: 0.938, 0.833, 0.909; 0.762, 0, 0.681.
     assert!(value("teacher", "accuracy") > 0.90);
     assert!(value("alone", "accuracy") > 0.78);

@@ -49,6 +49,15 @@ impl Metrics {
         Ok(Self { file: io::BufWriter::with_capacity(1 << 15, file), offset, line: Vec::new() })
     }
 
+    /// Opens the file as it is, to be cut once the place to go on from is known.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open_whole(path: &Path) -> io::Result<Self> {
+        let length = std::fs::metadata(path).map_or(0, |m| m.len());
+        Self::open(path, length)
+    }
+
     /// Appends a line.
     ///
     /// # Errors

@@ -92,7 +92,7 @@ fn start(
 ) -> RunResult<Outcome> {
     let dir = run.dir.clone();
     let metrics_path = dir.join("metrics.jsonl");
-    let (first, offset) = progress_of(plan, &dir);
+    let (first, _) = progress_of(plan, &dir);
     sink.event(&Event::RunStarted {
         name: plan.name.clone(),
         id: run.record.id.clone(),
@@ -102,7 +102,7 @@ fn start(
         resumed: run.continued.then(|| resumed_at(plan, &dir, first)).flatten(),
     });
     let metrics =
-        Metrics::open(&metrics_path, offset).map_err(|e| io_error("open", &metrics_path, &e))?;
+        Metrics::open_whole(&metrics_path).map_err(|e| io_error("open", &metrics_path, &e))?;
     let hash = run.record.resolved.clone();
     let inputs = Inputs { plugins: run.record.plugins.clone(), data: run.record.data.clone() };
     let io = Io {
@@ -120,7 +120,6 @@ fn start(
         time_limit: options.time_limit,
     };
     let mut session = Session { plan, loaded, datasets, catalogue, dir: &dir, io };
-    session.open_tensorboard();
     session.stages(first, options.until.as_deref())
 }
 
@@ -202,6 +201,9 @@ impl Session<'_, '_> {
                 name: stage.name.clone(),
                 total_steps,
             });
+            if stage.training().is_none() {
+                self.reopen_metrics(progress_of(plan, self.dir).1)?;
+            }
             let end = match &stage.work {
                 Work::Train(train) => self.train(stage, train)?,
                 Work::Eval(eval) => StageEnd::Done(self.eval_stage(stage, eval)?),
