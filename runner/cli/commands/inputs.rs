@@ -10,7 +10,7 @@ use limbeck_host::document;
 use limbeck_host::load::{Catalogue, Loaded, SearchPath, load};
 use limbeck_host::plan::{Plan, plan};
 use limbeck_host::run::rundir::{self, Described};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A plan with everything it names opened.
 pub struct Inputs {
@@ -32,33 +32,14 @@ pub fn plan_file(file: &Path, sets: &[String]) -> Result<Plan, Diagnostics> {
     plan(&document::load(file, sets)?)
 }
 
-/// Where to look for plugins: pins, `--plugin-dir`, LIMBECK_PLUGIN_PATH, beside the executable, data directories.
+/// Where to look for plugins.
 pub fn search_path(plan: Option<&Plan>, shell: &Shell) -> SearchPath {
-    let mut directories = shell.global.plugin_dir.clone();
-    if let Some(more) = std::env::var_os("LIMBECK_PLUGIN_PATH") {
-        directories.extend(std::env::split_paths(&more).filter(|p| p.is_absolute()));
+    let mut search = SearchPath::standard(&shell.global.plugin_dir);
+    search.allow_unlocked = shell.global.allow_unlocked;
+    match plan {
+        Some(plan) => search.for_pipeline(plan),
+        None => search,
     }
-    let executable = std::env::current_exe().and_then(std::fs::canonicalize).ok();
-    SearchPath {
-        pinned: plan.map(|p| p.plugins.clone()).unwrap_or_default(),
-        directories,
-        builtin: executable.and_then(|e| e.parent().map(Path::to_owned)),
-        data: data_directories(),
-        lock: plan.map(|p| p.base_dir.join("limbeck.lock")),
-        allow_unlocked: shell.global.allow_unlocked,
-    }
-}
-
-/// `limbeck/plugins` under the user's and the system's data directories (XDG base directories).
-fn data_directories() -> Vec<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
-    let home = variable("XDG_DATA_HOME")
-        .map(PathBuf::from)
-        .or_else(|| variable("HOME").map(|h| PathBuf::from(h).join(".local/share")));
-    let system = variable("XDG_DATA_DIRS").unwrap_or_else(|| "/usr/local/share:/usr/share".into());
-    let mut all: Vec<PathBuf> = home.into_iter().chain(std::env::split_paths(&system)).collect();
-    all.retain(|p| p.is_absolute());
-    all.iter().map(|p| p.join("limbeck/plugins")).filter(|p| p.is_dir()).collect()
 }
 
 /// Opens data and plugins of a plan and wires them; tells warnings.

@@ -4,7 +4,7 @@ use super::inputs::search_path;
 use super::{Answer, Shell};
 use crate::exit;
 use crate::render::table;
-use limbeck_host::diagnostic::{Diagnostic, did_you_mean};
+use limbeck_host::diagnostic::Diagnostic;
 use limbeck_host::load::catalogue::PluginInfo;
 use limbeck_host::load::{Catalogue, SearchPath};
 use serde_json::{Value, json};
@@ -59,12 +59,7 @@ fn not_found(
         about.insert(0, Diagnostic::error("LMB0303", format!("`{plugin}` offers no plugin")));
         return about;
     }
-    let problem = Diagnostic::error("LMB0302", format!("no plugin `{plugin}`"));
-    let ids = catalogue.plugins().map(|p| p.id.as_str());
-    vec![match did_you_mean(plugin, ids) {
-        Some(close) => problem.help(format!("did you mean `{close}`?")),
-        None => problem.help("`limbeck plugin list` shows what was found, and where"),
-    }]
+    vec![catalogue.missing(plugin)]
 }
 
 /// Ports as (direction, name, shape, words), or why they are not known.

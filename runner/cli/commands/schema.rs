@@ -3,13 +3,14 @@
 use super::inputs::{plan_file, search_path};
 use super::{Answer, Shell};
 use crate::exit;
-use limbeck_host::load::{Catalogue, catalogue::PluginInfo, catalogue::PluginKind};
+use limbeck_host::load::{Catalogue, catalogue::PluginInfo};
 use limbeck_host::plan::Plan;
-use serde_json::{Value, json};
+use limbeck_host::plan::schema::schema_with;
+use serde_json::Value;
 use std::path::Path;
 
-/// The host's own part: JSON Schema of pipeline files, plugins left open.
-const CORE: &str = include_str!("../schema.json");
+/// Definitions inside definitions that are followed; deeper ones are left open.
+const MAX_DEPTH: usize = 16;
 
 /// Prints the core schema with the settings of the plugins found, or of those that `file` uses.
 ///
@@ -21,8 +22,10 @@ pub fn schema(file: Option<&Path>, shell: &Shell) -> Answer {
     shell.renderer.problems(&warnings);
     let used = plan.as_ref().map(used_ids);
     let wanted = |info: &&PluginInfo| used.as_ref().is_none_or(|ids| ids.contains(&info.id));
-    let plugins: Vec<&PluginInfo> = catalogue.plugins().filter(wanted).collect();
-    let schema = with_plugins(&plugins);
+    let plugins: Vec<(&PluginInfo, Value)> =
+        catalogue.plugins().filter(wanted).map(|info| (info, standalone(&info.schema))).collect();
+    let entries = plugins.iter().map(|(info, with)| (info.id.as_str(), info.kind.name(), with));
+    let schema = schema_with(entries);
     let text = if shell.renderer.is_json() {
         schema.to_string()
     } else {
@@ -37,57 +40,54 @@ fn used_ids(plan: &Plan) -> Vec<String> {
     stages.flat_map(|train| train.plugin_uses().map(|p| p.id.clone())).collect()
 }
 
-/// Closes `$defs/KIND_use` of the core: `uses` names a plugin of that kind, `with` follows its schema.
-fn with_plugins(plugins: &[&PluginInfo]) -> Value {
-    // The text is part of the program and parsed by a test.
-    let mut schema: Value = serde_json::from_str(CORE).unwrap_or_default();
-    for kind in [PluginKind::Teacher, PluginKind::Student, PluginKind::Loss, PluginKind::Scheduler]
-    {
-        let of_kind: Vec<&&PluginInfo> = plugins.iter().filter(|p| p.kind == kind).collect();
-        if of_kind.is_empty() {
-            continue;
-        }
-        let ids: Vec<&str> = of_kind.iter().map(|p| p.id.as_str()).collect();
-        let rules: Vec<Value> = of_kind.iter().map(|p| rule(p)).collect();
-        let name = format!("{}_plugin", kind.name());
-        if let Some(slot) = schema.pointer_mut(&format!("/$defs/{name}")) {
-            *slot = json!({"properties": {"uses": {"enum": ids}}, "allOf": rules});
-        }
+/// The schema with its own definitions put in place: inside another document, `#/$defs/…` would name that one's.
+fn standalone(schema: &Value) -> Value {
+    let mut alone = inline(schema, schema, 0);
+    if let Some(object) = alone.as_object_mut() {
+        object.remove("$defs");
     }
-    schema
+    alone
 }
 
-fn rule(info: &PluginInfo) -> Value {
-    let mut settings = info.schema.clone();
-    if let Some(object) = settings.as_object_mut() {
-        object.shift_remove("$schema");
-        // A subschema with an id would resolve its own `$ref`s; plugins' definitions stay inside it that way.
-        object.insert("$id".into(), json!(format!("urn:limbeck:plugin:{}", info.id)));
-        if info.kind == PluginKind::Loss
-            && let Some(properties) = object.get_mut("properties").and_then(Value::as_object_mut)
-        {
-            // The host's own key of every loss.
-            properties.insert(
-                "layers".into(),
-                json!({"$ref": "https://limbeck.dev/schema/1#/$defs/layers"}),
-            );
-        }
+fn inline(node: &Value, root: &Value, depth: usize) -> Value {
+    if depth > MAX_DEPTH {
+        return Value::Bool(true);
     }
-    json!({
-        "if": {"properties": {"uses": {"const": info.id}}, "required": ["uses"]},
-        "then": {"properties": {"with": settings}},
-    })
+    let reference = node.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix('#'));
+    match node {
+        Value::Object(map) => {
+            let target = reference.and_then(|pointer| root.pointer(pointer));
+            let mut out = match target.map(|t| inline(t, root, depth + 1)) {
+                Some(Value::Object(object)) => object,
+                _ => serde_json::Map::new(),
+            };
+            let own = map.iter().filter(|(key, _)| target.is_none() || *key != "$ref");
+            out.extend(own.map(|(key, value)| (key.clone(), inline(value, root, depth + 1))));
+            Value::Object(out)
+        }
+        Value::Array(items) => items.iter().map(|i| inline(i, root, depth + 1)).collect(),
+        _ => node.clone(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
-    fn the_core_schema_is_json_and_has_a_slot_for_each_kind() {
-        let core: Value = serde_json::from_str(CORE).unwrap();
-        for kind in ["teacher", "student", "loss", "scheduler"] {
-            assert!(core.pointer(&format!("/$defs/{kind}_plugin")).is_some(), "{kind}");
-        }
+    fn definitions_are_put_where_they_are_used() {
+        let schema = json!({
+            "properties": {"a": {"$ref": "#/$defs/x", "default": 1}},
+            "$defs": {"x": {"type": "integer"}}
+        });
+        let expected = json!({"properties": {"a": {"type": "integer", "default": 1}}});
+        assert_eq!(standalone(&schema), expected);
+    }
+
+    #[test]
+    fn a_definition_of_itself_ends() {
+        let schema = json!({"$ref": "#/$defs/x", "$defs": {"x": {"items": {"$ref": "#/$defs/x"}}}});
+        assert!(standalone(&schema).to_string().len() < 10_000);
     }
 }
