@@ -115,7 +115,7 @@ impl TextEncoder {
         wanted: &BTreeSet<usize>,
     ) -> Result<Tokens, Diagnostic> {
         let rows: Vec<usize> = wanted.iter().copied().collect();
-        let encoded: Result<Vec<Vec<(Vec<u32>, Vec<u8>)>>, Diagnostic> = rows
+        let encoded: Result<Vec<Vec<EncodedRow>>, Diagnostic> = rows
             .par_chunks(256)
             .map(|chunk| chunk.iter().map(|row| self.row(texts, pairs, *row)).collect())
             .collect();
@@ -139,7 +139,7 @@ impl TextEncoder {
         texts: &Texts,
         pairs: Option<&Texts>,
         row: usize,
-    ) -> Result<(Vec<u32>, Vec<u8>), Diagnostic> {
+    ) -> Result<EncodedRow, Diagnostic> {
         let text = texts.get(row);
         let encoded = catch_unwind(AssertUnwindSafe(|| match pairs {
             Some(pairs) => self.tokenizer.encode_fast((text, pairs.get(row)), true),
@@ -180,6 +180,9 @@ fn pad_id(tokenizer: &Tokenizer, dir: &Path) -> u32 {
         .find_map(|t| tokenizer.token_to_id(t))
         .unwrap_or(0)
 }
+
+/// Ids and, for pairs, segments.
+type EncodedRow = (Vec<u32>, Vec<u8>);
 
 /// Token ids of all rows, end to end.
 pub(super) struct Tokens {

@@ -28,7 +28,7 @@ pub(super) fn card(model: &ExportedModel) -> String {
     let _ = write!(
         out,
         "\n## Use\n\n`config.json` holds the plugin's settings; `model.safetensors` its parameters by name. In a pipeline:\n\n\
-         ```yaml\nteacher: {{uses: limbeck.checkpoint, with: {{path: DIRECTORY}}}}\n```\n\n"
+         ```yaml\nteacher: {{uses: limbeck.hf, with: {{path: DIRECTORY}}}}\n```\n\n"
     );
     let fence = fence(&model.pipeline_text);
     let _ =

@@ -58,18 +58,25 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds one row of `metrics.jsonl`: `{stage, task, data, step, name: value}`. The tag of a value is
-    /// `stage/task/data/name` without the parts that are absent or empty; values that are no numbers are left out.
+    /// Adds one row of `metrics.jsonl`: `{stage, task, eval, step, name: value}`. The tag of a value is
+    /// `stage/task/eval/name` without the parts that are absent or empty. `"nan"`, `"inf"`, `"-inf"` are such numbers,
+    /// null (what they become inside the program) is NaN.
     ///
     /// # Errors
     /// `LMB0743`.
     pub fn row(&mut self, row: &Json) -> Result<(), Diagnostic> {
+        const WORDS: [&str; 3] = ["stage", "task", "eval"];
         let Some(object) = row.as_object() else { return Ok(()) };
         let text = |key: &str| object.get(key).and_then(Json::as_str).filter(|s| !s.is_empty());
-        let prefix: Vec<&str> = ["stage", "task", "data"].into_iter().filter_map(text).collect();
+        let prefix: Vec<&str> = WORDS.into_iter().filter_map(text).collect();
         let step = object.get("step").and_then(Json::as_i64).unwrap_or(0);
         for (name, value) in object.iter().filter(|(name, _)| *name != "step") {
-            if let Some(value) = value.as_f64() {
+            let value = match value {
+                Json::Null => Some(f64::NAN),
+                Json::String(word) if !WORDS.contains(&name.as_str()) => word.parse().ok(),
+                other => other.as_f64(),
+            };
+            if let Some(value) = value {
                 let tag = prefix.iter().copied().chain([name.as_str()]).collect::<Vec<_>>();
                 self.scalar(&tag.join("/"), step, value)?;
             }
@@ -238,7 +245,7 @@ mod tests {
         let mut first = true;
         while !rest.is_empty() {
             let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
-            let mask = |crc: u32| ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8);
+            let mask = |crc: u32| crc.rotate_right(15).wrapping_add(0xa282_ead8);
             let stored = |at: usize| u32::from_le_bytes(rest[at..at + 4].try_into().unwrap());
             assert_eq!(stored(8), mask(slow_crc(&rest[..8])));
             let data = &rest[12..12 + length];
@@ -288,8 +295,8 @@ mod tests {
         let metrics = dir.path().join("metrics.jsonl");
         fs::write(
             &metrics,
-            "{\"stage\":\"t\",\"task\":\"\",\"step\":1,\"loss\":2.0,\"kl\":null}\n\
-             {\"stage\":\"t\",\"task\":\"a\",\"step\":2,\"data\":\"v\",\"accuracy\":0.75}\n{\"stage\":\"t\",\"st",
+            "{\"stage\":\"t\",\"task\":\"\",\"step\":1,\"loss\":2.0,\"kl\":\"-inf\"}\n\
+             {\"stage\":\"t\",\"task\":\"a\",\"step\":2,\"eval\":\"v\",\"accuracy\":0.75}\n{\"stage\":\"t\",\"st",
         )
         .unwrap();
         let tb = dir.path().join("tb");
@@ -299,7 +306,11 @@ mod tests {
         let second = Writer::open(&tb, &metrics).unwrap();
         assert_eq!(
             read(second.path()),
-            [(1, "t/loss".into(), 2.0), (2, "t/a/v/accuracy".into(), 0.75)]
+            [
+                (1, "t/loss".into(), 2.0),
+                (1, "t/kl".into(), f32::NEG_INFINITY),
+                (2, "t/a/v/accuracy".into(), 0.75)
+            ]
         );
         assert_eq!(fs::read_dir(&tb).unwrap().count(), 1);
     }
