@@ -165,10 +165,11 @@ fn drive(plugin: &Path, new_host: bool) -> Outcome {
         // A host of 1.0 does not know `flush`; one of 1.1 asks the table's size first.
         let mut flushed = false;
         let end = core::mem::offset_of!(Loss11, flush) + size_of::<usize>();
-        if new_host && (*loss).struct_size >= end as u64 {
-            if let Some(flush) = (*loss.cast::<Loss11>()).flush {
-                flushed = flush(instance, slot.as_error()) == abi::STATUS_OK;
-            }
+        if new_host
+            && (*loss).struct_size >= end as u64
+            && let Some(flush) = (*loss.cast::<Loss11>()).flush
+        {
+            flushed = flush(instance, slot.as_error()) == abi::STATUS_OK;
         }
         ((*instance).deactivate)(instance);
         ((*instance).destroy)(instance);

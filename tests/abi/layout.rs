@@ -141,14 +141,15 @@ fn layout_program(layouts: &[Layout]) -> String {
     for layout in layouts {
         let tag = if layout.name == "DLManagedTensorVersioned" { "struct " } else { "" };
         let ty = format!("{tag}{}", layout.name);
-        writeln!(program, "  printf(\"sizeof {} %zu\\n\", sizeof({ty}));", layout.name).unwrap();
+        writeln!(program, "  printf(\"sizeof {} %zu\\n\", sizeof({ty}));", layout.name)
+            .expect("a string grows");
         for (field, _) in &layout.fields {
             writeln!(
                 program,
                 "  printf(\"{}.{field} %zu %zu\\n\", offsetof({ty}, {field}), sizeof((({ty} *)0)->{field}));",
                 layout.name
             )
-            .unwrap();
+            .expect("a string grows");
         }
     }
     program + "  return 0;\n}\n"
@@ -185,9 +186,9 @@ fn c_and_rust_agree_on_every_size_and_offset() {
     let layouts = rust_layouts();
     let mut rust = String::new();
     for layout in &layouts {
-        writeln!(rust, "sizeof {} {}", layout.name, layout.size).unwrap();
+        writeln!(rust, "sizeof {} {}", layout.name, layout.size).expect("a string grows");
         for (field, offset) in &layout.fields {
-            writeln!(rust, "{}.{field} {offset}", layout.name).unwrap();
+            writeln!(rust, "{}.{field} {offset}", layout.name).expect("a string grows");
         }
     }
     let c = c_layout(&cc::include());
@@ -260,7 +261,8 @@ fn c_and_rust_agree_on_every_constant() {
     let mut program =
         String::from("#include <stdio.h>\n#include \"limbeck.h\"\nint main(void) {\n");
     for (name, _) in &constants {
-        writeln!(program, "  printf(\"{name} %llu\\n\", (unsigned long long){name});").unwrap();
+        writeln!(program, "  printf(\"{name} %llu\\n\", (unsigned long long){name});")
+            .expect("a string grows");
     }
     program += "  return 0;\n}\n";
     let c = cc::program_output(&program, &cc::include());

@@ -1,0 +1,36 @@
+//! `limbeck eval RUN`.
+
+use super::{Answer, Shell, inputs};
+use crate::args::EvalArgs;
+use crate::exit;
+use crate::render::events::number;
+use serde_json::json;
+
+/// Prints the metrics of a stage's student, a line per dataset.
+///
+/// # Errors
+/// No such run, stage, dataset or checkpoint.
+pub fn eval(args: &EvalArgs, shell: &Shell) -> Answer {
+    let (run, plan) = inputs::of_run(&args.stage.run, shell)?;
+    let stage = inputs::stage(&plan, &args.stage)?;
+    let inputs = inputs::open(plan, shell)?;
+    let which = args.stage.which.into();
+    let results = limbeck_host::run::evaluate(
+        &inputs.plan,
+        inputs.loaded,
+        &inputs.datasets,
+        &run.dir,
+        stage,
+        which,
+        args.data.as_deref(),
+    )?;
+    let name = inputs.plan.stages.get(stage).map_or("", |s| s.name.as_str());
+    for (data, metrics) in &results {
+        let text: String = metrics.iter().map(|(m, v)| format!("  {m} {}", number(*v))).collect();
+        let object: serde_json::Map<_, _> =
+            metrics.iter().map(|(m, v)| (m.clone(), json!(v))).collect();
+        let value = json!({"type": "evaluated", "stage": name, "data": data, "metrics": object});
+        shell.renderer.answer(&format!("{name} on {data}{text}"), &value);
+    }
+    Ok(exit::DONE)
+}
