@@ -22,8 +22,10 @@ pub(crate) fn create(
 ) -> Result<Instance, Diagnostics> {
     let at_id = |d: Diagnostic| vec![d.at(plugin.id_span.clone()).within(context)];
     let info = catalogue.find(&plugin.id).ok_or_else(|| at_id(catalogue.missing(&plugin.id)))?;
-    let mut problems: Diagnostics =
-        promises(plan, info, kind).into_iter().map(|d| d.at(plugin.id_span.clone()).within(context)).collect();
+    let mut problems: Diagnostics = promises(plan, info, kind)
+        .into_iter()
+        .map(|d| d.at(plugin.id_span.clone()).within(context))
+        .collect();
     if info.kind != kind {
         return Err(problems);
     }
@@ -52,7 +54,10 @@ fn promises(plan: &Plan, info: &PluginInfo, kind: PluginKind) -> Diagnostics {
     let id = &info.id;
     if info.kind != kind {
         let (is, wanted) = (info.kind.name(), kind.name());
-        let problem = Diagnostic::error(codes::WRONG_KIND, format!("`{id}` is a {is}, a {wanted} is needed here"));
+        let problem = Diagnostic::error(
+            codes::WRONG_KIND,
+            format!("`{id}` is a {is}, a {wanted} is needed here"),
+        );
         let from = info.kind == PluginKind::Student && kind == PluginKind::Teacher;
         problems.push(if from {
             problem.help("a student teaches as `teacher: {from: STAGE}`, `{ema: {decay: …}}` or `{self: true}`")
@@ -61,7 +66,9 @@ fn promises(plan: &Plan, info: &PluginInfo, kind: PluginKind) -> Diagnostics {
         });
     }
     if plan.deterministic && !info.features.iter().any(|f| f == "deterministic") {
-        let text = format!("`deterministic: true` refuses `{id}`, which does not promise equal bits on repetition");
+        let text = format!(
+            "`deterministic: true` refuses `{id}`, which does not promise equal bits on repetition"
+        );
         problems.push(Diagnostic::error(codes::NOT_DETERMINISTIC, text));
     }
     let (device, name) = match plan.device {
@@ -69,7 +76,10 @@ fn promises(plan: &Plan, info: &PluginInfo, kind: PluginKind) -> Diagnostics {
         DeviceChoice::Cuda(ordinal) => (abi::DL_CUDA, format!("cuda:{ordinal}")),
     };
     if info.device_mask & (1 << device) == 0 {
-        problems.push(Diagnostic::error(codes::NO_DEVICE, format!("`{id}` does not compute on {name}")));
+        problems.push(Diagnostic::error(
+            codes::NO_DEVICE,
+            format!("`{id}` does not compute on {name}"),
+        ));
     }
     problems
 }

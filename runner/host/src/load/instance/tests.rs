@@ -131,7 +131,7 @@ fn a_student_trains_by_vjp_and_releases_unused_tapes() {
     let x = rows(4, 3, 1.0);
     let wanted = ["logits".to_owned()];
     let flags = ForwardFlags { train: true, param_grad: true, input_grad: false };
-    let mut forward = |student: &mut Instance| {
+    let forward = |student: &mut Instance| {
         student.forward(CallCtx::default(), flags, &[Some(x.clone())], &wanted).unwrap()
     };
     let unused = forward(&mut student);

@@ -204,13 +204,30 @@ static lmb_status on_event(const lmb_plugin *p, const lmb_event *ev, const lmb_r
 static const lmb_scheduler SCHEDULER = {sizeof(lmb_scheduler), sched_plan, on_event};
 
 /* ---- instance */
+#ifndef LOSS_READS
+#define LOSS_READS "logits"
+#endif
+#ifndef IN_SHAPE
+#define IN_SHAPE "B,3"
+#endif
+#ifndef TEACHER_SHAPE
+#define TEACHER_SHAPE "B,2"
+#endif
+#ifndef STUDENT_FLAGS
+#define STUDENT_FLAGS LMB_PORT_DIFFERENTIABLE
+#endif
 static const lmb_port LOSS_PORTS[3] = {
-    {LMB_STR_INIT("student.logits"), LMB_STR_INIT("N,V"), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_DIFFERENTIABLE, 0},
-    {LMB_STR_INIT("teacher.logits"), LMB_STR_INIT("N,V"), {0, 0}, {0, 0}, &F32, 1, 0, 0},
+    {LMB_STR_INIT("student." LOSS_READS), LMB_STR_INIT("N,V"), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_DIFFERENTIABLE, 0},
+    {LMB_STR_INIT("teacher." LOSS_READS), LMB_STR_INIT("N,V"), {0, 0}, {0, 0}, &F32, 1, 0, 0},
     {LMB_STR_INIT("seen"), LMB_STR_INIT(""), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_OUTPUT, 0}};
-static const lmb_port MODEL_PORTS[2] = {
-    {LMB_STR_INIT("pixel_values"), LMB_STR_INIT("B,3"), {0, 0}, {0, 0}, &F32, 1, 0, 0},
-    {LMB_STR_INIT("logits"), LMB_STR_INIT("B,2"), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_OUTPUT | LMB_PORT_DIFFERENTIABLE, 0}};
+#define MODEL(name, shape)                                                                                  \
+  static const lmb_port name[4] = {                                                                         \
+      {LMB_STR_INIT("pixel_values"), LMB_STR_INIT(IN_SHAPE), {0, 0}, {0, 0}, &F32, 1, 0, 0},                \
+      {LMB_STR_INIT("logits"), LMB_STR_INIT(shape), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_OUTPUT | STUDENT_FLAGS, 0}, \
+      {LMB_STR_INIT("hidden.0"), LMB_STR_INIT("B,2"), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_OUTPUT | STUDENT_FLAGS, 0}, \
+      {LMB_STR_INIT("hidden.1"), LMB_STR_INIT("B,2"), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_OUTPUT | STUDENT_FLAGS, 0}};
+MODEL(STUDENT_PORTS, "B,2")
+MODEL(TEACHER_PORTS, TEACHER_SHAPE)
 static const lmb_port SCHEDULER_PORTS[2] = {
     {LMB_STR_INIT("batch.*"), LMB_STR_INIT("*"), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_OPTIONAL, 0},
     {LMB_STR_INIT("row_ids"), LMB_STR_INIT("B"), {0, 0}, {0, 0}, &I64, 1, LMB_PORT_OPTIONAL, 0}};
@@ -219,7 +236,8 @@ static lmb_status ports(const lmb_plugin *p, const lmb_port **out, uint64_t *num
   switch (self(p)->kind) {
   case LMB_KIND_LOSS: *out = LOSS_PORTS; *num = 3; break;
   case LMB_KIND_SCHEDULER: *out = SCHEDULER_PORTS; *num = 2; break;
-  default: *out = MODEL_PORTS; *num = 2;
+  case LMB_KIND_TEACHER: *out = TEACHER_PORTS; *num = 4; break;
+  default: *out = STUDENT_PORTS; *num = 4;
   }
   return LMB_OK;
 }

@@ -85,7 +85,10 @@ impl Binder<'_> {
             let message = format!("`{}` has no input port `{name}`", consumer.plugin);
             let help = match did_you_mean(name, known.clone()) {
                 Some(close) => format!("did you mean `{close}`?"),
-                None => format!("its input ports: {}", known.map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")),
+                None => format!(
+                    "its input ports: {}",
+                    known.map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
+                ),
             };
             let problem = Diagnostic::error(codes::NO_SUCH_PORT, message).help(help);
             self.report(consumer, bound.span.clone(), problem);
@@ -94,12 +97,16 @@ impl Binder<'_> {
 
     fn port(&mut self, consumer: &Consumer<'_>, port: &Port) -> Option<Wire> {
         let (source, origin) = match consumer.rebound.get(&port.name) {
-            Some(bound) => (self.written(consumer, port, bound)?, Origin::Written(bound.span.clone())),
+            Some(bound) => {
+                (self.written(consumer, port, bound)?, Origin::Written(bound.span.clone()))
+            }
             None => (self.default(consumer, port)?, Origin::Default),
         };
         let before = self.shapes.clone();
         let end = self.ends.end(&source, self.shapes);
-        let problem = self.types(port, consumer, &source, &end.dtypes).or_else(|| self.shape(port, consumer, &source, &end));
+        let problem = self
+            .types(port, consumer, &source, &end.dtypes)
+            .or_else(|| self.shape(port, consumer, &source, &end));
         let Some(problem) = problem else {
             return Some(Wire { source, trains: end.trains && port.is_differentiable() });
         };
@@ -120,7 +127,10 @@ impl Binder<'_> {
                 let problem = match why {
                     Unknown::NoTeacher => no_teacher(&bound.source),
                     Unknown::Name { help } => {
-                        let message = format!("port `{}` reads `{}`, which does not exist", port.name, bound.source);
+                        let message = format!(
+                            "port `{}` reads `{}`, which does not exist",
+                            port.name, bound.source
+                        );
                         Diagnostic::error(codes::NO_SUCH_SOURCE, message).help(help)
                     }
                 };
@@ -139,7 +149,10 @@ impl Binder<'_> {
             Err(_) if port.is_optional() => {}
             Err(Unknown::NoTeacher) => self.report(consumer, None, no_teacher(&port.name)),
             Err(Unknown::Name { help }) => {
-                let message = format!("`{}` needs `{}`, which this stage does not have", consumer.plugin, port.name);
+                let message = format!(
+                    "`{}` needs `{}`, which this stage does not have",
+                    consumer.plugin, port.name
+                );
                 let remedy = if self.layers_of(&port.name).is_empty() {
                     format!("bind it with `inputs: {{{}: SOURCE}}`; {help}", port.name)
                 } else {
@@ -182,18 +195,32 @@ impl Binder<'_> {
         let (first, last) = (layers.first()?, layers.last()?);
         if !layers.contains(&layer) {
             let what = if name == "hidden" { "hidden states".into() } else { format!("`{name}`") };
-            let note = if name == "hidden" && *first == 0 { " (0 is the embedding output)" } else { "" };
-            let message = format!("layer pair [{student}, {teacher}]: the {model} has {what} {first}..{last}{note}");
+            let note =
+                if name == "hidden" && *first == 0 { " (0 is the embedding output)" } else { "" };
+            let message = format!(
+                "layer pair [{student}, {teacher}]: the {model} has {what} {first}..{last}{note}"
+            );
             self.report(consumer, None, Diagnostic::error(codes::LAYER, message));
             return Some(None);
         }
         let output = format!("{name}.{layer}");
-        Some(Some(if model == "student" { Source::Student(output) } else { Source::Teacher(output) }))
+        Some(Some(if model == "student" {
+            Source::Student(output)
+        } else {
+            Source::Teacher(output)
+        }))
     }
 
-    fn types(&self, port: &Port, consumer: &Consumer<'_>, source: &Source, found: &[DType]) -> Option<Diagnostic> {
+    fn types(
+        &self,
+        port: &Port,
+        consumer: &Consumer<'_>,
+        source: &Source,
+        found: &[DType],
+    ) -> Option<Diagnostic> {
         let fits = found.is_empty() || found.iter().any(|t| port.dtypes.contains(t));
-        let names = |types: &[DType]| types.iter().map(|t| t.name()).collect::<Vec<_>>().join(" or ");
+        let names =
+            |types: &[DType]| types.iter().map(|t| t.name()).collect::<Vec<_>>().join(" or ");
         (!fits).then(|| {
             let message = format!(
                 "`{}` is {}, port `{}` of `{}` takes {}",
@@ -207,7 +234,13 @@ impl Binder<'_> {
         })
     }
 
-    fn shape(&mut self, port: &Port, consumer: &Consumer<'_>, source: &Source, end: &End) -> Option<Diagnostic> {
+    fn shape(
+        &mut self,
+        port: &Port,
+        consumer: &Consumer<'_>,
+        source: &Source,
+        end: &End,
+    ) -> Option<Diagnostic> {
         let wanted = self.shapes.axes(consumer.scope, &port.shape)?;
         let found = end.axes.as_ref()?;
         let name = text(source, self.ends);
@@ -216,7 +249,14 @@ impl Binder<'_> {
         Some(self.explain(port, consumer, source, &origin, &clash))
     }
 
-    fn explain(&self, port: &Port, consumer: &Consumer<'_>, source: &Source, origin: &str, clash: &Clash) -> Diagnostic {
+    fn explain(
+        &self,
+        port: &Port,
+        consumer: &Consumer<'_>,
+        source: &Source,
+        origin: &str,
+        clash: &Clash,
+    ) -> Diagnostic {
         let Clash { axis, wanted, wanted_from, found } = clash;
         let is_logits = matches!(source, Source::Teacher(n) | Source::Student(n) if n == "logits");
         if axis == "V" && is_logits {
@@ -247,7 +287,9 @@ impl Binder<'_> {
     /// Says where the other end stands in the pipeline.
     fn with_place(&self, problem: Diagnostic, source: &Source) -> Diagnostic {
         match self.ends.place(source) {
-            Some(place) => problem.note(format!("`{}` comes from {place}", text(source, self.ends))),
+            Some(place) => {
+                problem.note(format!("`{}` comes from {place}", text(source, self.ends)))
+            }
             None => problem,
         }
     }

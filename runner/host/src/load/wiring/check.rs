@@ -37,7 +37,10 @@ pub(super) fn wanted(stage: &mut LoadedStage, teacher_is_student: bool) {
 fn sources(stage: &LoadedStage) -> impl Iterator<Item = &Source> {
     let models = stage.student_inputs.iter().chain(&stage.teacher_inputs).flatten();
     let terms = stage.terms.iter().flat_map(|t| t.inputs.iter().flatten());
-    let schedulers = stage.schedulers.iter().flat_map(|s| s.inputs.iter().filter_map(|(_, source)| source.as_ref()));
+    let schedulers = stage
+        .schedulers
+        .iter()
+        .flat_map(|s| s.inputs.iter().filter_map(|(_, source)| source.as_ref()));
     models.chain(terms).chain(schedulers)
 }
 
@@ -73,7 +76,8 @@ pub(super) fn claims(stage: &StagePlan, train: &TrainPlan, loaded: &LoadedStage)
         let scheduler = loaded.schedulers.get(i);
         scheduler.is_some_and(|s| s.instance.outputs().any(|p| p.name == "eval.scores"))
     };
-    let claims = |i: usize, bit: u64| loaded.schedulers.get(i).is_some_and(|s| s.schedule.claims & bit != 0);
+    let claims =
+        |i: usize, bit: u64| loaded.schedulers.get(i).is_some_and(|s| s.schedule.claims & bit != 0);
     let things: [(&str, &dyn Fn(usize) -> bool); 3] = [
         ("the task's rows", &|i| claims(i, abi::CLAIM_DATA)),
         ("the student's weights", &|i| claims(i, abi::CLAIM_STUDENT)),
@@ -84,9 +88,13 @@ pub(super) fn claims(stage: &StagePlan, train: &TrainPlan, loaded: &LoadedStage)
         let mut owners = (0..loaded.schedulers.len()).filter(|i| owns(*i));
         let Some(first) = owners.next().and_then(|i| train.schedulers.get(i)) else { continue };
         for second in owners.filter_map(|i| train.schedulers.get(i)) {
-            let text = format!("schedulers `{}` and `{}` both want {what}", first.name, second.name);
+            let text =
+                format!("schedulers `{}` and `{}` both want {what}", first.name, second.name);
             let problem = Diagnostic::error(codes::CLAIMS, text)
-                .note(format!("the first is {}", place(&first.plugin.id, first.plugin.id_span.as_ref())))
+                .note(format!(
+                    "the first is {}",
+                    place(&first.plugin.id, first.plugin.id_span.as_ref())
+                ))
                 .help("leave one of them out");
             let context = format!("stage `{}`, scheduler `{}`", stage.name, second.name);
             problems.push(problem.at(second.span.clone()).within(context));
@@ -96,7 +104,12 @@ pub(super) fn claims(stage: &StagePlan, train: &TrainPlan, loaded: &LoadedStage)
 }
 
 /// Every dataset of the stage must serve the inputs that were wired to the first one's columns.
-pub(super) fn datasets(stage: &StagePlan, train: &TrainPlan, data: &Datasets, loaded: &LoadedStage) -> Diagnostics {
+pub(super) fn datasets(
+    stage: &StagePlan,
+    train: &TrainPlan,
+    data: &Datasets,
+    loaded: &LoadedStage,
+) -> Diagnostics {
     let columns = |inputs: &mut dyn Iterator<Item = &Source>| -> BTreeSet<String> {
         let column = |source: &Source| match source {
             Source::Batch(name) => Some(name.clone()),
@@ -112,13 +125,28 @@ pub(super) fn datasets(stage: &StagePlan, train: &TrainPlan, data: &Datasets, lo
     let context = |what: &str| format!("stage `{}`, {what}", stage.name);
     let mut problems = Vec::new();
     for task in &train.tasks {
-        let uses = [(Some(&task.train), &all, "training data"), (task.valid.as_ref(), &models, "evaluation data")];
+        let uses = [
+            (Some(&task.train), &all, "training data"),
+            (task.valid.as_ref(), &models, "evaluation data"),
+        ];
         for (id, needed, what) in uses {
             let Some(dataset) = id.and_then(|id| data.get(id)) else { continue };
-            problems.extend(missing_columns(dataset, needed, &reference, task.span.as_ref(), &context(what)));
+            problems.extend(missing_columns(
+                dataset,
+                needed,
+                &reference,
+                task.span.as_ref(),
+                &context(what),
+            ));
         }
         if let Some(dataset) = data.get(&task.train) {
-            problems.extend(labels(dataset, train, loaded, task.span.as_ref(), &context("training data")));
+            problems.extend(labels(
+                dataset,
+                train,
+                loaded,
+                task.span.as_ref(),
+                &context("training data"),
+            ));
         }
     }
     problems
@@ -137,7 +165,10 @@ fn missing_columns(
         let wanted = reference.iter().find(|c| c.name == *name);
         let problem = match (own.iter().find(|c| c.name == *name), wanted) {
             (None, _) => {
-                let text = format!("dataset `{}` has no column `{name}`, which the stage reads", dataset.id());
+                let text = format!(
+                    "dataset `{}` has no column `{name}`, which the stage reads",
+                    dataset.id()
+                );
                 Diagnostic::error(codes::NO_SUCH_SOURCE, text)
             }
             (Some(found), Some(wanted)) if found.row_shape != wanted.row_shape => {
@@ -151,7 +182,9 @@ fn missing_columns(
             }
             (Some(found), Some(wanted)) if found.dtype != wanted.dtype => {
                 let (id, found, wanted) = (dataset.id(), found.dtype.name(), wanted.dtype.name());
-                let text = format!("column `{name}` of dataset `{id}` is {found}, in the stage's first dataset {wanted}");
+                let text = format!(
+                    "column `{name}` of dataset `{id}` is {found}, in the stage's first dataset {wanted}"
+                );
                 Diagnostic::error(codes::TYPES_DIFFER, text)
             }
             _ => continue,
@@ -170,7 +203,8 @@ fn labels(
     context: &str,
 ) -> Option<Diagnostic> {
     let highest = dataset.classes().last().copied()?;
-    let reads_labels = |term: &LoadedTerm| term.inputs.contains(&Some(Source::Batch("labels".into())));
+    let reads_labels =
+        |term: &LoadedTerm| term.inputs.contains(&Some(Source::Batch("labels".into())));
     let width = loaded.terms.iter().filter(|t| reads_labels(t)).find_map(|term| {
         let reads_logits = |s: &Source| matches!(s, Source::Student(name) if name == "logits");
         term.inputs.iter().flatten().any(reads_logits).then_some(())?;
@@ -180,7 +214,11 @@ fn labels(
     if highest < width {
         return None;
     }
-    let text = format!("dataset `{}` holds label {highest}, the student has {width} classes (0..{})", dataset.id(), width - 1);
+    let text = format!(
+        "dataset `{}` holds label {highest}, the student has {width} classes (0..{})",
+        dataset.id(),
+        width - 1
+    );
     let student = place(&train.student.id, train.student.id_span.as_ref());
     let problem = Diagnostic::error(codes::DATASET, text)
         .note(format!("the student is {student}"))

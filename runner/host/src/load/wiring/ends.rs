@@ -91,14 +91,24 @@ impl Ends {
         Err(self.unknown(text))
     }
 
-    fn dotted(&self, text: &str, first: &str, rest: &str, own: Option<usize>) -> Result<Option<Source>, Unknown> {
+    fn dotted(
+        &self,
+        text: &str,
+        first: &str,
+        rest: &str,
+        own: Option<usize>,
+    ) -> Result<Option<Source>, Unknown> {
         let has = |ports: &[Port]| ports.iter().any(|p| p.name == rest);
         match first {
             "student" => {
                 if let Some(name) = rest.strip_prefix("params.") {
                     return Ok(Some(Source::StudentParam(name.to_owned())));
                 }
-                if has(&self.student) { Ok(Some(Source::Student(rest.to_owned()))) } else { Err(self.unknown(text)) }
+                if has(&self.student) {
+                    Ok(Some(Source::Student(rest.to_owned())))
+                } else {
+                    Err(self.unknown(text))
+                }
             }
             "teacher" => match &self.teacher {
                 None => Err(Unknown::NoTeacher),
@@ -111,7 +121,9 @@ impl Ends {
             },
             _ => Ok(own
                 .and_then(|s| self.of_scheduler(s, first, rest))
-                .or_else(|| (0..self.schedulers.len()).find_map(|s| self.of_scheduler(s, first, rest)))
+                .or_else(|| {
+                    (0..self.schedulers.len()).find_map(|s| self.of_scheduler(s, first, rest))
+                })
                 .or_else(|| self.qualified(first, rest))),
         }
     }
@@ -126,7 +138,8 @@ impl Ends {
     /// `SCHEDULER.SNAPSHOT.OUT` or `SCHEDULER.PORT`.
     fn qualified(&self, scheduler: &str, rest: &str) -> Option<Source> {
         let index = self.schedulers.iter().position(|s| s.name == scheduler)?;
-        let of_snapshot = rest.split_once('.').and_then(|(s, out)| self.of_scheduler(index, s, out));
+        let of_snapshot =
+            rest.split_once('.').and_then(|(s, out)| self.of_scheduler(index, s, out));
         of_snapshot.or_else(|| self.scheduler_port(index, rest))
     }
 
@@ -150,7 +163,8 @@ impl Ends {
                 if fitting.is_empty() {
                     fitting = names.iter().collect();
                 }
-                let quoted: Vec<String> = fitting.iter().take(12).map(|n| format!("`{n}`")).collect();
+                let quoted: Vec<String> =
+                    fitting.iter().take(12).map(|n| format!("`{n}`")).collect();
                 format!("there are {}", quoted.join(", "))
             }
         };
@@ -159,14 +173,16 @@ impl Ends {
 
     /// Every source, as one writes it.
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.columns.iter().flatten().map(|c| c.name.clone()).collect();
+        let mut names: Vec<String> =
+            self.columns.iter().flatten().map(|c| c.name.clone()).collect();
         names.extend(self.student.iter().map(|p| format!("student.{}", p.name)));
         names.extend(self.teacher.iter().flatten().map(|p| format!("teacher.{}", p.name)));
         for scheduler in &self.schedulers {
             for snapshot in &scheduler.snapshots {
                 names.extend(self.student.iter().map(|p| format!("{snapshot}.{}", p.name)));
             }
-            names.extend(scheduler.outputs.iter().map(|p| format!("{}.{}", scheduler.name, p.name)));
+            names
+                .extend(scheduler.outputs.iter().map(|p| format!("{}.{}", scheduler.name, p.name)));
         }
         names
     }
@@ -175,7 +191,9 @@ impl Ends {
     pub fn place(&self, source: &Source) -> Option<&str> {
         let place = match source {
             Source::Batch(_) => &self.batch_place,
-            Source::Student(_) | Source::StudentParam(_) | Source::Snapshot { .. } => &self.student_place,
+            Source::Student(_) | Source::StudentParam(_) | Source::Snapshot { .. } => {
+                &self.student_place
+            }
             Source::Teacher(_) => &self.teacher_place,
             Source::Scheduler { scheduler, .. } => &self.schedulers.get(*scheduler)?.place,
         };
@@ -187,12 +205,16 @@ impl Ends {
         let found = match source {
             Source::Batch(column) => return self.column_end(column, shapes),
             Source::StudentParam(_) => return End { axes: None, dtypes: Vec::new(), trains: true },
-            Source::Student(name) => find(&self.student, name).map(|p| (p, STUDENT, p.is_differentiable())),
+            Source::Student(name) => {
+                find(&self.student, name).map(|p| (p, STUDENT, p.is_differentiable()))
+            }
             Source::Teacher(name) => {
                 let scope = if self.teacher_is_student { STUDENT } else { TEACHER };
                 self.teacher.as_ref().and_then(|t| find(t, name)).map(|p| (p, scope, false))
             }
-            Source::Snapshot { output, .. } => find(&self.student, output).map(|p| (p, STUDENT, false)),
+            Source::Snapshot { output, .. } => {
+                find(&self.student, output).map(|p| (p, STUDENT, false))
+            }
             Source::Scheduler { scheduler, port } => {
                 let outputs = self.schedulers.get(*scheduler).map(|s| s.outputs.as_slice());
                 let scope = self.scheduler_scope(*scheduler);

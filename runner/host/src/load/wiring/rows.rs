@@ -28,16 +28,24 @@ pub(super) fn choose(choice: &RowsChoice, schedulers: &[(&str, &Schedule)]) -> G
     let fitting: Vec<(usize, String, &str)> =
         groups().filter(|(_, qualified, name)| text == name || text == qualified).collect();
     match fitting.as_slice() {
-        [(scheduler, _, group)] => {
-            GroupChoice::Found(TermRows::Group { scheduler: *scheduler, group: (*group).to_owned() })
-        }
+        [(scheduler, _, group)] => GroupChoice::Found(TermRows::Group {
+            scheduler: *scheduler,
+            group: (*group).to_owned(),
+        }),
         [] => {
-            let known: Vec<String> = groups().flat_map(|(_, qualified, name)| [name.to_owned(), qualified]).collect();
-            let problem = Diagnostic::error(codes::NO_SUCH_GROUP, format!("no scheduler of the stage has row group `{text}`"));
+            let known: Vec<String> =
+                groups().flat_map(|(_, qualified, name)| [name.to_owned(), qualified]).collect();
+            let problem = Diagnostic::error(
+                codes::NO_SUCH_GROUP,
+                format!("no scheduler of the stage has row group `{text}`"),
+            );
             let help = match did_you_mean(text, known.iter().map(String::as_str)) {
                 Some(close) => format!("did you mean `{close}`?"),
                 None if known.is_empty() => "its schedulers declare no row groups".to_owned(),
-                None => format!("there are {}", known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")),
+                None => format!(
+                    "there are {}",
+                    known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
+                ),
             };
             GroupChoice::Refused(Box::new(problem.help(help)))
         }

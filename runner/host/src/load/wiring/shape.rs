@@ -88,12 +88,7 @@ impl Shapes {
     }
 
     /// Connects a source's axes to a consumer's port. `origin` names the connection for later clashes.
-    pub fn connect(
-        &mut self,
-        consumer: &[Dim],
-        source: &[Dim],
-        origin: &str,
-    ) -> Result<(), Clash> {
+    pub fn connect(&mut self, consumer: &[Dim], source: &[Dim], origin: &str) -> Result<(), Clash> {
         let extra = source.len().checked_sub(consumer.len());
         let flattens = consumer.first().is_some_and(|d| self.name(d) == "N");
         let (rows, tail) = match extra {
@@ -198,7 +193,8 @@ impl Shapes {
             (Dim::Any, _) | (_, Dim::Any) => Ok(()),
             (Dim::Number(a), Dim::Number(b)) if a == b => Ok(()),
             (Dim::Number(_), Dim::Number(_)) => Err(self.clash(consumer, source)),
-            (Dim::Symbol(place), Dim::Number(number)) | (Dim::Number(number), Dim::Symbol(place)) => {
+            (Dim::Symbol(place), Dim::Number(number))
+            | (Dim::Number(number), Dim::Symbol(place)) => {
                 let root = self.root(*place);
                 match self.binding(root) {
                     Binding::Free => {
@@ -236,7 +232,9 @@ impl Shapes {
                 self.bind(b, Binding::Same(a), origin);
                 Ok(())
             }
-            (Binding::Product(x), Binding::Product(y)) => self.unify_products(consumer, &x, &y, origin),
+            (Binding::Product(x), Binding::Product(y)) => {
+                self.unify_products(consumer, &x, &y, origin)
+            }
             _ => match (self.number(&Dim::Symbol(a)), self.number(&Dim::Symbol(b))) {
                 (Some(x), Some(y)) if x != y => {
                     Err(self.clash(&Dim::Symbol(consumer), &Dim::Symbol(source)))
@@ -250,7 +248,13 @@ impl Shapes {
         axes.iter().any(|d| matches!(d, Dim::Symbol(p) if self.root(*p) == root))
     }
 
-    fn unify_products(&mut self, consumer: usize, x: &[Dim], y: &[Dim], origin: &str) -> Result<(), Clash> {
+    fn unify_products(
+        &mut self,
+        consumer: usize,
+        x: &[Dim],
+        y: &[Dim],
+        origin: &str,
+    ) -> Result<(), Clash> {
         if x.len() == y.len() {
             return x.iter().zip(y).try_for_each(|(a, b)| self.unify(a, b, origin));
         }
@@ -302,7 +306,10 @@ mod tests {
     fn connect(pairs: &[(&str, &str)]) -> Result<(), Clash> {
         let mut shapes = Shapes::default();
         pairs.iter().enumerate().try_for_each(|(scope, (port, source))| {
-            let (Some(port), Some(source)) = (shapes.axes(9, port), shapes.axes(scope, source)) else { return Ok(()) };
+            let (Some(port), Some(source)) = (shapes.axes(9, port), shapes.axes(scope, source))
+            else {
+                return Ok(());
+            };
             shapes.connect(&port, &source, &format!("source {scope}"))
         })
     }
@@ -322,7 +329,12 @@ mod tests {
         let clash = connect(&[("N,V", "B,10"), ("N,V", "B,12")]).unwrap_err();
         assert_eq!(
             clash,
-            Clash { axis: "V".into(), wanted: "10".into(), wanted_from: Some("source 0".into()), found: "12".into() }
+            Clash {
+                axis: "V".into(),
+                wanted: "10".into(),
+                wanted_from: Some("source 0".into()),
+                found: "12".into()
+            }
         );
         assert!(connect(&[("B,3", "B,4")]).is_err());
         assert!(connect(&[("N,V", "B")]).is_err(), "no axis left");

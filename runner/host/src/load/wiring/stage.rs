@@ -4,17 +4,19 @@
 //! exists, since a missing one would make each of its readers look wrong.
 
 use super::bind::{Binder, Consumer, Wire};
-use super::ends::{Ends, SchedulerEnd, STUDENT, TEACHER};
+use super::ends::{Ends, STUDENT, SchedulerEnd, TEACHER};
 use super::rows::{self, GroupChoice};
 use super::shape::Shapes;
 use super::{LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, Source, TermRows, check};
-use crate::data::{Datasets, Dataset};
+use crate::data::{Dataset, Datasets};
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, did_you_mean};
 use crate::load::catalogue::{Catalogue, PluginKind};
 use crate::load::create::{create, place};
 use crate::load::instance::{Port, Schedule};
 use crate::load::{Instance, codes};
-use crate::plan::{Bound, Plan, PluginUse, Reduction, SchedulerPlan, StagePlan, TeacherPlan, TrainPlan};
+use crate::plan::{
+    Bound, Plan, PluginUse, Reduction, SchedulerPlan, StagePlan, TeacherPlan, TrainPlan,
+};
 use std::collections::BTreeMap;
 
 pub(super) struct Builder<'a> {
@@ -44,7 +46,9 @@ impl<'a> Builder<'a> {
         if self.problems.iter().any(Diagnostic::is_error) {
             return Err(self.problems);
         }
-        let Parts { student: Some(student), teacher, terms, schedulers, own_terms, snapshots } = parts else {
+        let Parts { student: Some(student), teacher, terms, schedulers, own_terms, snapshots } =
+            parts
+        else {
             return Err(self.problems);
         };
         let loaded = self.wire(student, teacher, terms, schedulers, own_terms, snapshots);
@@ -89,7 +93,9 @@ impl<'a> Builder<'a> {
                 let context = self.student_context(from.stage);
                 self.create(student, PluginKind::Student, &context)
             }
-            Some(TeacherPlan::Ema { .. }) => self.create(&train.student, PluginKind::Student, &own_context),
+            Some(TeacherPlan::Ema { .. }) => {
+                self.create(&train.student, PluginKind::Student, &own_context)
+            }
         };
         let mut terms = Vec::new();
         for (i, term) in train.loss.iter().enumerate() {
@@ -99,12 +105,20 @@ impl<'a> Builder<'a> {
                 None => vec![None],
             };
             for pair in pairs {
-                let Some(instance) = self.create(&term.plugin, PluginKind::Loss, &context) else { break };
+                let Some(instance) = self.create(&term.plugin, PluginKind::Loss, &context) else {
+                    break;
+                };
                 terms.push((i, pair, instance));
             }
         }
-        let mut parts =
-            Parts { student, teacher, terms, schedulers: Vec::new(), own_terms: Vec::new(), snapshots: Vec::new() };
+        let mut parts = Parts {
+            student,
+            teacher,
+            terms,
+            schedulers: Vec::new(),
+            own_terms: Vec::new(),
+            snapshots: Vec::new(),
+        };
         for i in 0..train.schedulers.len() {
             self.create_scheduler(i, &mut parts);
         }
@@ -114,7 +128,10 @@ impl<'a> Builder<'a> {
     fn create_scheduler(&mut self, index: usize, parts: &mut Parts) {
         let Some(planned) = self.train.schedulers.get(index) else { return };
         let context = self.within(&format!("scheduler `{}`", planned.name));
-        let Some(mut instance) = self.create(&planned.plugin, PluginKind::Scheduler, &context) else { return };
+        let Some(mut instance) = self.create(&planned.plugin, PluginKind::Scheduler, &context)
+        else {
+            return;
+        };
         let schedule = match instance.schedule() {
             Ok(schedule) => schedule,
             Err(error) => {
@@ -141,7 +158,12 @@ impl<'a> Builder<'a> {
         let student_context = self.student_context(self.stage.index);
         for name in &schedule.snapshots {
             let student = self.create(&self.train.student, PluginKind::Student, &student_context);
-            let snapshot = |instance| LoadedSnapshot { scheduler: position, name: name.clone(), instance, wanted: Vec::new() };
+            let snapshot = |instance| LoadedSnapshot {
+                scheduler: position,
+                name: name.clone(),
+                instance,
+                wanted: Vec::new(),
+            };
             parts.snapshots.extend(student.map(snapshot));
         }
         parts.schedulers.push((index, instance, schedule));
@@ -173,12 +195,19 @@ impl<'a> Builder<'a> {
         self.train.tasks.iter().find_map(read)
     }
 
-    fn ends(&self, student: &Instance, teacher: Option<&Instance>, schedulers: &[(usize, Instance, Schedule)]) -> Ends {
+    fn ends(
+        &self,
+        student: &Instance,
+        teacher: Option<&Instance>,
+        schedulers: &[(usize, Instance, Schedule)],
+    ) -> Ends {
         let outputs = |i: &Instance| i.outputs().cloned().collect::<Vec<Port>>();
         let is_self = matches!(self.train.teacher, Some(TeacherPlan::SelfOutputs));
         let batch = self.batch();
         let teacher_place = match &self.train.teacher {
-            Some(TeacherPlan::Plugin(p) | TeacherPlan::Stage { student: p, .. }) => place(&p.id, p.id_span.as_ref()),
+            Some(TeacherPlan::Plugin(p) | TeacherPlan::Stage { student: p, .. }) => {
+                place(&p.id, p.id_span.as_ref())
+            }
             _ => place(&self.train.student.id, self.train.student.id_span.as_ref()),
         };
         Ends {
@@ -219,11 +248,20 @@ impl<'a> Builder<'a> {
         let ends = self.ends(&student, teacher.as_ref(), &schedulers);
         let mut shapes = Shapes::default();
         let train = self.train;
-        let student_inputs = self.wire_model(&ends, &mut shapes, &student, &train.student, &train.student_inputs, STUDENT);
+        let student_inputs = self.wire_model(
+            &ends,
+            &mut shapes,
+            &student,
+            &train.student,
+            &train.student_inputs,
+            STUDENT,
+        );
         let teacher_inputs = match (&teacher, &train.teacher) {
             (Some(teacher), Some(planned)) => {
                 let plugin = match planned {
-                    TeacherPlan::Plugin(plugin) | TeacherPlan::Stage { student: plugin, .. } => plugin,
+                    TeacherPlan::Plugin(plugin) | TeacherPlan::Stage { student: plugin, .. } => {
+                        plugin
+                    }
                     _ => &train.student,
                 };
                 self.wire_model(&ends, &mut shapes, teacher, plugin, &train.teacher_inputs, TEACHER)
@@ -232,20 +270,45 @@ impl<'a> Builder<'a> {
         };
         let groups: Vec<(&str, &Schedule)> = schedulers
             .iter()
-            .filter_map(|(index, _, schedule)| Some((train.schedulers.get(*index)?.name.as_str(), schedule)))
+            .filter_map(|(index, _, schedule)| {
+                Some((train.schedulers.get(*index)?.name.as_str(), schedule))
+            })
             .collect();
         let mut loaded_terms = Vec::new();
         for (serial, (planned, pair, instance)) in terms.into_iter().enumerate() {
             let scope = ends.free_scope() + serial;
-            loaded_terms.extend(self.wire_term(&ends, &mut shapes, &groups, planned, pair, instance, scope));
+            loaded_terms.extend(self.wire_term(
+                &ends,
+                &mut shapes,
+                &groups,
+                planned,
+                pair,
+                instance,
+                scope,
+            ));
         }
         for (scheduler, term, instance) in own_terms {
             let scope = ends.free_scope() + loaded_terms.len() + 1_000_000;
-            loaded_terms.extend(self.wire_own_term(&ends, &mut shapes, &schedulers, scheduler, term, instance, scope));
+            loaded_terms.extend(self.wire_own_term(
+                &ends,
+                &mut shapes,
+                &schedulers,
+                scheduler,
+                term,
+                instance,
+                scope,
+            ));
         }
         let mut loaded_schedulers = Vec::new();
         for (position, (index, instance, schedule)) in schedulers.into_iter().enumerate() {
-            loaded_schedulers.extend(self.wire_scheduler(&ends, &mut shapes, position, index, instance, schedule));
+            loaded_schedulers.extend(self.wire_scheduler(
+                &ends,
+                &mut shapes,
+                position,
+                index,
+                instance,
+                schedule,
+            ));
         }
         let mut loaded = LoadedStage {
             student,
@@ -270,7 +333,12 @@ impl<'a> Builder<'a> {
         loaded
     }
 
-    fn bind(&mut self, ends: &Ends, shapes: &mut Shapes, consumer: &Consumer<'_>) -> Vec<Option<Wire>> {
+    fn bind(
+        &mut self,
+        ends: &Ends,
+        shapes: &mut Shapes,
+        consumer: &Consumer<'_>,
+    ) -> Vec<Option<Wire>> {
         Binder { ends, shapes, problems: &mut self.problems }.bind(consumer)
     }
 
@@ -333,15 +401,21 @@ impl<'a> Builder<'a> {
                 TermRows::Fresh
             }
         };
-        if planned.reduction == Reduction::SeqMean && !consumer.ports.iter().any(|p| p.name == "row_weights") {
-            let text = format!("`reduction: seq_mean` needs port `row_weights`, which `{}` does not have", planned.plugin.id);
+        if planned.reduction == Reduction::SeqMean
+            && !consumer.ports.iter().any(|p| p.name == "row_weights")
+        {
+            let text = format!(
+                "`reduction: seq_mean` needs port `row_weights`, which `{}` does not have",
+                planned.plugin.id
+            );
             refuse(Diagnostic::error(codes::NO_SUCH_PORT, text));
         }
         let is_wired = self.problems.len() == before;
         if is_wired && !wires.iter().flatten().any(|w| w.trains) {
             let text = format!("no gradient of term `{}` reaches the student", planned.name);
-            let problem = Diagnostic::error(codes::NOT_DIFFERENTIABLE, text)
-                .help("bind one of its differentiable inputs to a differentiable output of the student");
+            let problem = Diagnostic::error(codes::NOT_DIFFERENTIABLE, text).help(
+                "bind one of its differentiable inputs to a differentiable output of the student",
+            );
             self.problems.push(problem.at(planned.span.clone()).within(context));
         }
         let pairs = planned.layers.as_ref().map_or(1, Vec::len).max(1);
@@ -380,7 +454,8 @@ impl<'a> Builder<'a> {
             (port.clone(), Bound { source: source.clone(), span: planned.plugin.id_span.clone() })
         };
         let consumer = Consumer {
-            context: self.within(&format!("scheduler `{}`, its term `{}`", planned.name, term.name)),
+            context: self
+                .within(&format!("scheduler `{}`, its term `{}`", planned.name, term.name)),
             span: planned.plugin.id_span.clone(),
             plugin: &term.loss,
             ports: instance.inputs().collect(),
@@ -426,7 +501,8 @@ impl<'a> Builder<'a> {
             has_vocab: false,
         };
         let wires = self.bind(ends, shapes, &consumer);
-        let mut wires = consumer.ports.iter().zip(wires).map(|(p, w)| (p.name.clone(), w.map(|w| w.source)));
+        let mut wires =
+            consumer.ports.iter().zip(wires).map(|(p, w)| (p.name.clone(), w.map(|w| w.source)));
         let named: Vec<String> = consumer.ports.iter().map(|p| p.name.clone()).collect();
         let mut inputs = Vec::new();
         for port in instance.inputs() {
@@ -434,7 +510,12 @@ impl<'a> Builder<'a> {
                 inputs.extend(wires.next());
                 continue;
             }
-            let columns = ends.columns.iter().flatten().map(|c| c.name.clone()).filter(|c| !named.contains(c));
+            let columns = ends
+                .columns
+                .iter()
+                .flatten()
+                .map(|c| c.name.clone())
+                .filter(|c| !named.contains(c));
             inputs.extend(columns.map(|c| (c.clone(), Some(Source::Batch(c)))));
         }
         Some(LoadedScheduler { name: planned.name.clone(), instance, schedule, inputs })
