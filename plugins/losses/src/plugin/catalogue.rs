@@ -1,6 +1,7 @@
 //! Every plugin id of this library, with its settings, summary and features.
 //!
-//! `limbeck.` + the id of the golden files with `-` for `_`, except that `fkl` is `limbeck.kl`.
+//! `limbeck.` + the id of the golden files with `-` for `_`, except that `fkl` is `limbeck.kl` and `lwf` is
+//! `limbeck.lwf-kl`, since `limbeck.lwf` is the scheduler and ids are unique in a run.
 
 use super::engine::Engine;
 use crate::settings as config;
@@ -65,7 +66,7 @@ losses! {
     LogitStd(LogitStdSettings) = "limbeck.logit-std" SMOOTH, "forward KL of standardised logits";
     BceKd(BceKdSettings) = "limbeck.bce-kd" SMOOTH, "binary cross-entropy with the teacher's sigmoids";
     Uld(UldSettings) = "limbeck.uld" PIECEWISE, "distance of sorted probabilities, for different tokenizers";
-    Lwf(LwfSettings) = "limbeck.lwf" SMOOTH, "forward KL on the units of an older model";
+    Lwf(LwfSettings) = "limbeck.lwf-kl" SMOOTH, "forward KL on the units of an older model";
     TopkTail(TopkTailSettings) = "limbeck.topk-tail" SMOOTH, "forward KL of a top-k teacher, one bucket for the rest";
     TopkTeacherRenorm(TopkTeacherRenormSettings) = "limbeck.topk-teacher-renorm" SMOOTH, "forward KL of a renormalised top-k teacher";
     TopkBothRenorm(TopkBothRenormSettings) = "limbeck.topk-both-renorm" SMOOTH, "forward KL with both sides renormalised on the top-k";

@@ -324,7 +324,7 @@ impl Settings for UldSettings {
 }
 
 softened! {
-    /// `limbeck.lwf`: forward KL on the old units, Learning without Forgetting (arXiv 1606.09282).
+    /// `limbeck.lwf-kl`: forward KL on the old units, Learning without Forgetting (arXiv 1606.09282).
     LwfSettings, temperature 2.0, t2 true, {}
 }
 impl Settings for LwfSettings {

@@ -453,6 +453,8 @@ fn grad_buffer(name: &str, array: &Array, dtype: abi::DLDataType, options: Optio
 pub fn plugin_id(loss: &str) -> String {
     match loss {
         "fkl" => "limbeck.kl".into(),
+        // `limbeck.lwf` is the scheduler; ids are unique in a run.
+        "lwf" => "limbeck.lwf-kl".into(),
         other => format!("limbeck.{}", other.replace('_', "-")),
     }
 }
