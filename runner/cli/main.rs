@@ -37,7 +37,9 @@ fn main() -> ExitCode {
         renderer.problem(&Diagnostic::error("LMB0704", message));
         return ExitCode::from(exit::MISSING_INPUT);
     }
-    ExitCode::from(execute(cli, renderer))
+    let code = execute(cli, renderer);
+    limbeck_host::load::library::shutdown();
+    ExitCode::from(code)
 }
 
 /// Runs the command on a big stack and reports what stopped it.

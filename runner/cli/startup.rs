@@ -33,13 +33,8 @@ pub fn threads(asked: Option<u16>) -> usize {
 
 /// Tells the pools inside plugins (each library has its own) how many threads to take, and builds the host's.
 pub fn limit_pools(threads: usize) {
-    for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
-        #[expect(clippy::disallowed_methods, reason = "plugins read it when they load")]
-        // SAFETY: called from `main` before any other thread exists, so nobody reads the environment meanwhile.
-        unsafe {
-            std::env::set_var(name, threads.to_string());
-        }
-    }
+    // From `main`, before any other thread exists: it sets the environment.
+    let threads = limbeck_host::load::services::init(threads);
     // Fails only if a pool exists already, which then has the size above.
     let _ = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

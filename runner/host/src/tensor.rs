@@ -143,6 +143,7 @@ unsafe impl Sync for Memory {}
 /// A view of memory, shared by its clones.
 #[derive(Clone)]
 pub struct Tensor {
+    #[expect(dead_code, reason = "held for its drop")]
     memory: Arc<Memory>,
     data: *mut c_void,
     dtype: DType,

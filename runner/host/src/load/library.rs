@@ -200,8 +200,8 @@ fn describe(module: &abi::Module) -> Result<Vec<Described>, LibraryError> {
 /// # Safety
 /// A descriptor of a library that is never unloaded.
 unsafe fn copy(d: &'static abi::Descriptor, kind: PluginKind) -> Result<Described, String> {
-    // SAFETY: R6; the bytes are unchanged while the process lives.
     let text = |s: abi::Str, what: &str| {
+        // SAFETY: R6; the bytes are unchanged while the process lives.
         unsafe { s.text::<'static>() }.ok_or_else(|| format!("{what} is not UTF-8"))
     };
     let list = |list: *const abi::Str, count: u64, what: &str| -> Result<Vec<String>, String> {
@@ -222,8 +222,8 @@ unsafe fn copy(d: &'static abi::Descriptor, kind: PluginKind) -> Result<Describe
         .map_err(|e| format!("`{id}`: config_schema is not JSON: {e}"))?;
     let unmet = list(d.requires_host, d.num_requires_host, "requires_host")?
         .into_iter()
-        // SAFETY: [any]; the id lives during the call.
         .filter(|id| {
+            // SAFETY: [any]; the id lives during the call.
             unsafe { (services::host().get_interface)(services::host(), abi::Str::new(id)) }
                 .is_null()
         })

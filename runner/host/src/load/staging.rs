@@ -172,9 +172,10 @@ pub fn cache_dir() -> PathBuf {
     let base = set("LIMBECK_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|c| c.join("limbeck")))
         .or_else(|| set("HOME").map(|h| h.join(".cache/limbeck")))
-        // SAFETY: cannot fail and touches no memory.
         .unwrap_or_else(|| {
-            std::env::temp_dir().join(format!("limbeck-{}", unsafe { libc::geteuid() }))
+            // SAFETY: cannot fail and touches no memory.
+            let user = unsafe { libc::geteuid() };
+            std::env::temp_dir().join(format!("limbeck-{user}"))
         });
     base.join("plugins")
 }

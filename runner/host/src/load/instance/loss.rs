@@ -199,7 +199,7 @@ impl Instance {
         if call.grads.len() != call.inputs.len() || call.param_grads.len() != call.params.len() {
             return bad(format!("{} gradients for {} inputs", call.grads.len(), call.inputs.len()));
         }
-        if !(call.normalizer > 0.0) {
+        if call.normalizer.is_nan() || call.normalizer <= 0.0 {
             return bad(format!("normalizer {}", call.normalizer));
         }
         if call.params.len() != self.loss.param_names.len() {

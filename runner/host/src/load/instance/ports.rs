@@ -37,8 +37,8 @@ pub(super) fn ask(core: &Core) -> Result<Vec<Port>, PluginError> {
 /// # Safety
 /// A port of the plugin, alive.
 unsafe fn copy(port: &abi::Port) -> Result<Port, String> {
-    // SAFETY: R6, the caller's promise.
     let text = |s: abi::Str, what: &str| {
+        // SAFETY: R6, the caller's promise.
         unsafe { s.text() }.map(str::to_owned).ok_or_else(|| format!("{what} is not UTF-8"))
     };
     let name = text(port.name, "name")?;

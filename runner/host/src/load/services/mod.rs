@@ -52,6 +52,9 @@ static PROGRESS: RwLock<Option<Box<Progress>>> = RwLock::new(None);
 static CANCELLED: RwLock<Option<Box<Cancelled>>> = RwLock::new(None);
 static METRICS: Mutex<Vec<(String, f64)>> = Mutex::new(Vec::new());
 
+/// Numbers kept between two [`take_metrics`]; a plugin in a loop must not eat memory.
+const MAX_METRICS: usize = 65_536;
+
 /// Who is told about progress; must not call plugins.
 pub fn set_progress(sink: Option<Box<Progress>>) {
     *PROGRESS.write().unwrap_or_else(PoisonError::into_inner) = sink;
@@ -112,7 +115,10 @@ unsafe extern "C" fn metric(_: *const abi::Host, _: *const abi::Ctx, name: abi::
     guard((), || {
         // SAFETY: R5, R6.
         let name = unsafe { slot::lossy(name) }.into_owned();
-        METRICS.lock().unwrap_or_else(PoisonError::into_inner).push((name, value));
+        let mut metrics = METRICS.lock().unwrap_or_else(PoisonError::into_inner);
+        if metrics.len() < MAX_METRICS {
+            metrics.push((name, value));
+        }
     });
 }
 

@@ -39,11 +39,11 @@ pub fn init(threads: usize) -> usize {
     });
     if first {
         for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
-            // SAFETY: the caller's promise above: no other thread runs that could read the environment.
             #[expect(
                 clippy::disallowed_methods,
-                reason = "abi: plugins' pools are sized before the first load"
+                reason = "plugins' pools are sized by it when they load"
             )]
+            // SAFETY: the caller's promise above: no other thread runs that could read the environment.
             unsafe {
                 std::env::set_var(name, threads.to_string());
             }

@@ -28,12 +28,14 @@ pub(super) struct Builder<'a> {
     pub problems: Diagnostics,
 }
 
+/// Position in the plan's `loss`, layer pair, instance.
+type CreatedTerm = (usize, Option<(usize, usize)>, Instance);
+
 /// Instances of a stage before wiring; `None` where creation failed.
 struct Parts {
     student: Option<Instance>,
     teacher: Option<Instance>,
-    /// Position in the plan's `loss`, layer pair, instance.
-    terms: Vec<(usize, Option<(usize, usize)>, Instance)>,
+    terms: Vec<CreatedTerm>,
     schedulers: Vec<(usize, Instance, Schedule)>,
     /// Scheduler (position in `schedulers`), its term, instance.
     own_terms: Vec<(usize, usize, Instance)>,
@@ -240,7 +242,7 @@ impl<'a> Builder<'a> {
         &mut self,
         student: Instance,
         teacher: Option<Instance>,
-        terms: Vec<(usize, Option<(usize, usize)>, Instance)>,
+        terms: Vec<CreatedTerm>,
         schedulers: Vec<(usize, Instance, Schedule)>,
         own_terms: Vec<(usize, usize, Instance)>,
         snapshots: Vec<LoadedSnapshot>,
