@@ -1,0 +1,79 @@
+//! The pipelines we ship do what their descriptions say.
+
+use crate::support::{self, program::limbeck};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Runs a pipeline to its end; gives the metrics of each stage's last evaluation.
+fn run(pipeline: &str, runs: &Path) -> BTreeMap<String, BTreeMap<String, f64>> {
+    let output = limbeck()
+        .args(["run", pipeline, "--progress", "none", "--runs"])
+        .arg(runs)
+        .current_dir(support::root())
+        .output()
+        .expect("starts");
+    assert!(
+        output.status.success(),
+        "{pipeline}: {:?}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    last_metrics(runs)
+}
+
+fn last_metrics(runs: &Path) -> BTreeMap<String, BTreeMap<String, f64>> {
+    let mut metrics: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
+    let pattern = runs.join("*/*/metrics.jsonl");
+    let files = glob(&pattern);
+    assert_eq!(files.len(), 1, "{files:?}");
+    for line in std::fs::read_to_string(&files[0]).expect("metrics").lines() {
+        let row: serde_json::Value = serde_json::from_str(line).expect("one object a line");
+        let stage = row["stage"].as_str().expect("stage").to_owned();
+        for (name, value) in row.as_object().expect("object") {
+            if let Some(number) = value.as_f64() {
+                metrics.entry(stage.clone()).or_default().insert(name.clone(), number);
+            }
+        }
+    }
+    metrics
+}
+
+fn glob(pattern: &Path) -> Vec<std::path::PathBuf> {
+    let runs = pattern.ancestors().nth(3).expect("runs");
+    let list = |folder: &Path| -> Vec<_> {
+        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect()
+    };
+    list(runs).iter().flat_map(|p| list(p)).map(|run| run.join("metrics.jsonl")).filter(|f| f.exists()).collect()
+}
+
+#[test]
+fn a_student_that_never_saw_a_three_learns_it_from_its_teacher() {
+    let runs = support::temp_dir();
+    let metrics = run("pipelines/digits.yaml", runs.path());
+    let of = |stage: &str, metric: &str| metrics[stage][metric];
+    assert!(of("teacher", "accuracy") > 0.90, "{metrics:?}");
+    assert_eq!(of("alone", "recall.3"), 0.0, "{metrics:?}");
+    assert!(of("distilled", "recall.3") > 0.5, "{metrics:?}");
+    assert!(of("distilled", "accuracy") > of("alone", "accuracy") + 0.03, "{metrics:?}");
+}
+
+#[test]
+fn every_shipped_pipeline_is_valid() {
+    let folder = support::root().join("pipelines");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).expect("pipelines") {
+        let path = entry.expect("entry").path();
+        if path.extension().is_none_or(|e| e != "yaml") {
+            continue;
+        }
+        let output = limbeck().arg("validate").arg(&path).output().expect("starts");
+        assert!(
+            output.status.success(),
+            "{}:\n{}",
+            path.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        seen += 1;
+    }
+    assert!(seen >= 3, "saw {seen} pipelines");
+}
