@@ -62,13 +62,17 @@ fn every_mistake_gets_its_message_its_place_and_its_exit_code() {
             && place.as_ref().is_none_or(|p| {
                 text.lines().any(|l| {
                     let l = l.trim_start();
-                    l.starts_with("-->") && l.split_whitespace().nth(1).is_some_and(|w| w.ends_with(p))
+                    l.starts_with("-->")
+                        && l.split_whitespace().nth(1).is_some_and(|w| w.ends_with(p))
                 })
             });
         if !found || output.status.code() != Some(expected.exit) || text.contains("panicked") {
             wrong.push(format!(
                 "{name}: expected {} at {:?} exit {}, got {:?}\n{text}",
-                expected.code, expected.place, expected.exit, output.status.code()
+                expected.code,
+                expected.place,
+                expected.exit,
+                output.status.code()
             ));
         }
     }

@@ -3,6 +3,9 @@
 //! A file in this folder that is not declared below would be dead; the last test refuses that.
 
 mod abi;
+mod invalid;
+mod pipelines;
+mod resume;
 mod support;
 
 /// `mod` lines of this file, found in its own text.

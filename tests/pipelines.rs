@@ -43,7 +43,12 @@ fn glob(pattern: &Path) -> Vec<std::path::PathBuf> {
     let list = |folder: &Path| -> Vec<_> {
         std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect()
     };
-    list(runs).iter().flat_map(|p| list(p)).map(|run| run.join("metrics.jsonl")).filter(|f| f.exists()).collect()
+    list(runs)
+        .iter()
+        .flat_map(|p| list(p))
+        .map(|run| run.join("metrics.jsonl"))
+        .filter(|f| f.exists())
+        .collect()
 }
 
 #[test]

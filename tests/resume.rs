@@ -27,7 +27,8 @@ fn finish(mut command: Command) -> i32 {
 
 /// The one run directory below `runs`.
 fn run_dir(runs: &Path) -> PathBuf {
-    let named = std::fs::read_dir(runs).expect("runs").next().expect("a pipeline").expect("entry").path();
+    let named =
+        std::fs::read_dir(runs).expect("runs").next().expect("a pipeline").expect("entry").path();
     let mut dirs: Vec<_> = std::fs::read_dir(named)
         .expect("runs of the pipeline")
         .map(|e| e.expect("entry").path())
@@ -57,13 +58,18 @@ fn collect(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
             if leaf != "ckpt" && leaf != "tb" && leaf != "logs" {
                 collect(root, &path, found);
             }
-        } else if leaf == "metrics.jsonl" || leaf == "model.safetensors" || name.contains("/eval/") {
+        } else if leaf == "metrics.jsonl" || leaf == "model.safetensors" || name.contains("/eval/")
+        {
             found.insert(name, std::fs::read(&path).expect("read"));
         }
     }
 }
 
-fn assert_same(expected: &BTreeMap<String, Vec<u8>>, found: &BTreeMap<String, Vec<u8>>, what: &str) {
+fn assert_same(
+    expected: &BTreeMap<String, Vec<u8>>,
+    found: &BTreeMap<String, Vec<u8>>,
+    what: &str,
+) {
     assert_eq!(
         expected.keys().collect::<Vec<_>>(),
         found.keys().collect::<Vec<_>>(),
@@ -83,7 +89,8 @@ fn reference() -> (BTreeMap<String, Vec<u8>>, Duration) {
 
 #[test]
 fn a_killed_run_continues_byte_for_byte() {
-    let kills: u32 = std::env::var("LIMBECK_TEST_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(6);
+    let kills: u32 =
+        std::env::var("LIMBECK_TEST_KILLS").ok().and_then(|k| k.parse().ok()).unwrap_or(6);
     let (expected, took) = reference();
     let mut killed = 0;
     for k in 0..kills {
@@ -185,7 +192,9 @@ fn a_damaged_checkpoint_yields_to_the_one_before() {
 fn newest_model(run: &Path) -> PathBuf {
     let mut models = Vec::new();
     for stage in std::fs::read_dir(run.join("stages")).expect("stages") {
-        let Ok(ckpts) = std::fs::read_dir(stage.expect("entry").path().join("ckpt")) else { continue };
+        let Ok(ckpts) = std::fs::read_dir(stage.expect("entry").path().join("ckpt")) else {
+            continue;
+        };
         for ckpt in ckpts {
             let model = ckpt.expect("entry").path().join("model.safetensors");
             if let Ok(meta) = model.metadata() {

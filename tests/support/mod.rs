@@ -3,6 +3,7 @@
 //! Asks Cargo where artifacts are instead of guessing paths; builds nothing twice in one process.
 
 pub mod cc;
+pub mod program;
 pub mod rawhost;
 
 use std::path::{Path, PathBuf};
