@@ -121,7 +121,7 @@ pub enum Command {
     Eval(EvalArgs),
     /// Write the student of a run's stage as a Hugging Face directory
     Export(ExportArgs),
-    /// Find plugins
+    /// Make, check, find and pin plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
     /// Print the JSON Schema of pipeline files, for editors
@@ -276,6 +276,10 @@ pub enum ExportFormat {
 /// `plugin …`.
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
+    /// Write a crate or C file that builds and passes `check`
+    New(PluginNewArgs),
+    /// Check a library against the contract, a process per check
+    Check(PluginCheckArgs),
     /// Show every plugin and where it was found
     List,
     /// Show a plugin's ports, settings, ABI and hash
@@ -283,6 +287,83 @@ pub enum PluginCommand {
         /// Plugin id or library file
         plugin: String,
     },
+    /// Write limbeck.lock beside a pipeline
+    Lock {
+        /// Pipeline file; default: the only .yaml file here
+        file: Option<PathBuf>,
+    },
+}
+
+/// `plugin new`.
+#[derive(Args, Debug)]
+pub struct PluginNewArgs {
+    /// Name of the plugin: lower-case letters, digits, dashes
+    pub name: String,
+    /// Kind
+    #[arg(long)]
+    pub kind: KindArg,
+    /// Language
+    #[arg(long, default_value = "rust")]
+    pub lang: LangArg,
+    /// Directory to make; default: NAME
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Path of the limbeck-sdk crate; default: the sources this program was built from, if still there
+    #[arg(long, value_name = "PATH")]
+    pub sdk: Option<PathBuf>,
+}
+
+/// `--kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KindArg {
+    /// Gives targets.
+    Teacher,
+    /// Is trained.
+    Student,
+    /// Value and gradients.
+    Loss,
+    /// Steers a stream of tasks.
+    Scheduler,
+}
+
+/// `--lang`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LangArg {
+    /// A crate on limbeck-sdk.
+    Rust,
+    /// One C file.
+    C,
+}
+
+/// `plugin check`.
+#[derive(Args, Debug)]
+pub struct PluginCheckArgs {
+    /// Library file
+    pub file: PathBuf,
+    /// Only this plugin of the library
+    #[arg(long, value_name = "ID")]
+    pub plugin: Option<String>,
+    /// Device to check on
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Only checks whose id matches
+    #[arg(long, value_name = "RE")]
+    pub include: Option<String>,
+    /// Seed of random cases; a failure prints the one to replay
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Settings to create the plugin with, as JSON; default: what the schema allows
+    #[arg(long, value_name = "JSON")]
+    pub with: Option<String>,
+    /// Seconds before a check counts as hung
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    pub timeout: u64,
+    /// Run the checks in this process (a crash ends it), for debuggers
+    #[arg(long)]
+    pub in_process: bool,
+    /// Run one check and print its result; how the program calls itself
+    #[arg(long, value_name = "CHECK", hide = true)]
+    pub run_one: Option<String>,
 }
 
 impl From<WhichArg> for limbeck_host::plan::Which {

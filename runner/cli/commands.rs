@@ -5,8 +5,11 @@ mod eval;
 mod export;
 mod inputs;
 mod plan;
+mod plugin_check;
 mod plugin_info;
 mod plugin_list;
+mod plugin_lock;
+mod plugin_new;
 mod resume;
 mod run;
 mod schema;
@@ -70,6 +73,9 @@ pub fn dispatch(command: Command, shell: &Shell) -> Answer {
         Command::Plan(args) => plan::plan(&args, shell),
         Command::Eval(args) => eval::eval(&args, shell),
         Command::Export(args) => export::export(&args, shell),
+        Command::Plugin(PluginCommand::New(args)) => plugin_new::new(&args, shell),
+        Command::Plugin(PluginCommand::Check(args)) => plugin_check::check(&args, shell),
+        Command::Plugin(PluginCommand::Lock { file }) => plugin_lock::lock(file.as_deref(), shell),
         Command::Plugin(PluginCommand::List) => plugin_list::list(shell),
         Command::Plugin(PluginCommand::Info { plugin }) => plugin_info::info(&plugin, shell),
         Command::Schema { file } => schema::schema(file.as_deref(), shell),

@@ -98,6 +98,11 @@ impl Renderer {
         }
     }
 
+    /// A line on stderr whatever the flags: one process talking to another.
+    pub fn always(&self, text: &str) {
+        stderr(text);
+    }
+
     /// `ok`, `FAIL` and their like, in their color on stdout.
     pub fn mark(&self, word: &str) -> String {
         use anstyle::{AnsiColor, Style};

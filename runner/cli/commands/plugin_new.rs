@@ -1,0 +1,126 @@
+//! `limbeck plugin new NAME`.
+//!
+//! Writes sources only; never over something that exists.
+
+use super::{Answer, Shell, Stop};
+use crate::args::{KindArg, LangArg, PluginNewArgs};
+use crate::exit;
+use limbeck_host::diagnostic::Diagnostic;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+const C_LOSS: &str = include_str!("../../../tests/fixtures/fkl.c");
+const C_MAKEFILE: &str = include_str!("../templates/Makefile");
+const HEADER: &str = include_str!("../../../plugins/abi/include/limbeck.h");
+const DLPACK: &str = include_str!("../../../plugins/abi/include/dlpack/dlpack.h");
+const RUST_LOSS: &str = include_str!("../templates/loss.rs");
+const RUST_STUDENT: &str = include_str!("../templates/student.rs");
+const RUST_TEACHER: &str = include_str!("../templates/teacher.rs");
+const RUST_SCHEDULER: &str = include_str!("../templates/scheduler.rs");
+const CARGO: &str = include_str!("../templates/Cargo.toml.in");
+
+/// Writes a crate, or a C file with a Makefile and the headers it needs.
+///
+/// # Errors
+/// A name that is none; a directory that exists; no C template of the kind.
+pub fn new(args: &PluginNewArgs, shell: &Shell) -> Answer {
+    let usage = |message: String, help: &str| Stop {
+        code: exit::USAGE,
+        problems: vec![Diagnostic::error("LMB0113", message).help(help)],
+    };
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let starts = args.name.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    if !starts || !args.name.bytes().all(legal) || args.name.ends_with('-') {
+        let message = format!("`{}` is no plugin name", args.name);
+        return Err(usage(message, "use lower-case letters, digits and dashes, a letter first"));
+    }
+    if args.lang == LangArg::C && args.kind != KindArg::Loss {
+        let message = "only losses have a C template".to_owned();
+        return Err(usage(message, "use `--lang rust`; limbeck.h describes every kind for C"));
+    }
+    let to = args.to.clone().unwrap_or_else(|| PathBuf::from(&args.name));
+    let files = match args.lang {
+        LangArg::C => c_files(&args.name),
+        LangArg::Rust => rust_files(args, shell)?,
+    };
+    if to.exists() {
+        let problem = Diagnostic::error("LMB0704", format!("{} exists", to.display()));
+        return Err(Stop { code: exit::OUTPUT_BUSY, problems: vec![problem.help("choose another name, or --to DIR")] });
+    }
+    for (name, text) in &files {
+        write(&to.join(name), text)?;
+    }
+    let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+    let value = json!({"type": "created", "directory": to, "files": names});
+    let library = format!("lib{}.so", args.name.replace('-', "_"));
+    let next = match args.lang {
+        LangArg::C => format!("make -C {0} && limbeck plugin check {0}/{library}", to.display()),
+        LangArg::Rust => format!(
+            "cargo build --release --manifest-path {0}/Cargo.toml && limbeck plugin check {0}/target/release/{library}",
+            to.display()
+        ),
+    };
+    shell.renderer.answer(&format!("wrote {}: {}\nnext: {next}", to.display(), names.join(" ")), &value);
+    Ok(exit::DONE)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Stop> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, text));
+    written.map_err(|e| {
+        let problem = Diagnostic::error("LMB0702", format!("cannot write {}: {e}", path.display()));
+        Stop { code: exit::OUTPUT_BUSY, problems: vec![problem] }
+    })
+}
+
+fn fill(template: &str, name: &str) -> String {
+    let camel: String = name
+        .split('-')
+        .map(|word| word.chars().take(1).flat_map(char::to_uppercase).chain(word.chars().skip(1)).collect::<String>())
+        .collect();
+    template
+        .replace("@NAME@", name)
+        .replace("@SNAKE@", &name.replace('-', "_"))
+        .replace("@CAMEL@", &camel)
+}
+
+fn c_files(name: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("plugin.c", C_LOSS.replace("org.example.fkl", &format!("org.example.{name}"))),
+        ("Makefile", fill(C_MAKEFILE, name)),
+        ("include/limbeck.h", HEADER.to_owned()),
+        ("include/dlpack/dlpack.h", DLPACK.to_owned()),
+    ]
+}
+
+/// The SDK to depend on: `--sdk`, else the sources that this program was built from.
+fn sdk(args: &PluginNewArgs) -> Option<PathBuf> {
+    let built_from = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/sdk");
+    let sdk = args.sdk.clone().unwrap_or(built_from);
+    std::fs::canonicalize(sdk).ok().filter(|p| p.join("Cargo.toml").is_file())
+}
+
+fn rust_files(args: &PluginNewArgs, shell: &Shell) -> Result<Vec<(&'static str, String)>, Stop> {
+    let (source, features) = match args.kind {
+        KindArg::Loss => (RUST_LOSS, ""),
+        KindArg::Student => (RUST_STUDENT, ", features = [\"candle\"]"),
+        KindArg::Teacher => (RUST_TEACHER, ", features = [\"candle\"]"),
+        KindArg::Scheduler => (RUST_SCHEDULER, ""),
+    };
+    let dependency = match (sdk(args), &args.sdk) {
+        (Some(path), _) => {
+            shell.renderer.note(&format!("limbeck-sdk: {}", path.display()));
+            format!("{{ path = \"{}\"{features} }}", path.display())
+        }
+        (None, Some(asked)) => {
+            let message = format!("no limbeck-sdk crate in {}", asked.display());
+            return Err(Diagnostic::error("LMB0316", message).into());
+        }
+        (None, None) => {
+            shell.renderer.note("limbeck-sdk: by version; the sources of this program are not here (see --sdk)");
+            format!("{{ version = \"{}\"{features} }}", env!("CARGO_PKG_VERSION"))
+        }
+    };
+    let cargo = fill(CARGO, &args.name).replace("@SDK@", &dependency);
+    Ok(vec![("Cargo.toml", cargo), ("src/lib.rs", fill(source, &args.name))])
+}
