@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     startup::limit_pools(startup::threads(cli.global.threads));
     let renderer = render::Renderer::new(&cli.global);
     logs::start(&cli.global, renderer.colors_stderr());
+    startup::report_fatal_signals();
     startup::install_panic_hook(std::env::args().collect::<Vec<_>>().join(" "));
     if let Some(directory) = &cli.global.directory
         && let Err(error) = std::env::set_current_dir(directory)

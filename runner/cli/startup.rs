@@ -2,8 +2,10 @@
 //!
 //! Everything here is process-wide, so plugins profit too.
 
+use std::ffi::CString;
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Stack of the thread that runs a command: models record deep graphs. Touched pages only are paid for.
@@ -45,8 +47,15 @@ pub fn limit_pools(threads: usize) {
 static RUN_DIR: Mutex<Option<PathBuf>> = Mutex::new(None);
 static COMMAND: Mutex<String> = Mutex::new(String::new());
 
+/// Path of CRASH.txt for the signal handler, NUL-terminated, never freed.
+static CRASH_FILE: AtomicPtr<libc::c_char> = AtomicPtr::new(std::ptr::null_mut());
+
 /// Where a crash report goes from now on.
 pub fn set_run_dir(dir: PathBuf) {
+    use std::os::unix::ffi::OsStrExt as _;
+    if let Ok(path) = CString::new(dir.join("CRASH.txt").as_os_str().as_bytes()) {
+        CRASH_FILE.store(path.into_raw(), Ordering::Release);
+    }
     *RUN_DIR.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir);
 }
 
@@ -76,6 +85,86 @@ fn message_of(payload: &dyn std::any::Any) -> String {
     literal
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "(no message)".to_owned())
+}
+
+/// Signals that a broken plugin (or Limbeck) dies of.
+const FATAL: [(i32, &str); 5] = [
+    (libc::SIGSEGV, "SIGSEGV"),
+    (libc::SIGBUS, "SIGBUS"),
+    (libc::SIGFPE, "SIGFPE"),
+    (libc::SIGILL, "SIGILL"),
+    (libc::SIGABRT, "SIGABRT"),
+];
+
+/// Makes a fatal signal leave CRASH.txt with the plugin, function and step that was running. The process then dies of
+/// the signal as it would have.
+pub fn report_fatal_signals() {
+    for (signal, _) in FATAL {
+        let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+        let handler: extern "C" fn(i32) = on_fatal;
+        // SAFETY: a zeroed `sigaction` is valid; the handler only makes async-signal-safe calls and reads a
+        // thread-local without destructor. SA_ONSTACK: Rust gives its threads a signal stack.
+        unsafe {
+            let action = &mut *action.as_mut_ptr();
+            action.sa_sigaction = handler as usize;
+            action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
+            libc::sigaction(signal, action, std::ptr::null_mut());
+        }
+    }
+}
+
+/// Text on a descriptor; partial writes are accepted, since nothing better can be done.
+fn put(descriptor: i32, text: &str) {
+    // SAFETY: `write` is async-signal-safe; the bytes live.
+    unsafe { libc::write(descriptor, text.as_ptr().cast(), text.len()) };
+}
+
+fn put_number(descriptor: i32, mut number: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    put(descriptor, std::str::from_utf8(&digits[at..]).unwrap_or("?"));
+}
+
+extern "C" fn on_fatal(signal: i32) {
+    let name = FATAL.iter().find(|(s, _)| *s == signal).map_or("a signal", |(_, name)| name);
+    let running = limbeck_host::load::instance::current_call();
+    let file = CRASH_FILE.load(Ordering::Acquire);
+    let mut places = [2, -1];
+    if !file.is_null() {
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_CLOEXEC;
+        // SAFETY: `open` is async-signal-safe; the path is NUL-terminated and never freed.
+        places[1] = unsafe { libc::open(file, flags, 0o644) };
+    }
+    for descriptor in places.into_iter().filter(|d| *d >= 0) {
+        put(descriptor, if descriptor == 2 { "fatal: " } else { "" });
+        match running {
+            Some((plugin, call, step)) => {
+                put(descriptor, "plugin `");
+                put(descriptor, plugin);
+                put(descriptor, "` died of ");
+                put(descriptor, name);
+                put(descriptor, " in ");
+                put(descriptor, call);
+                put(descriptor, " at step ");
+                put_number(descriptor, step);
+            }
+            None => {
+                put(descriptor, "limbeck died of ");
+                put(descriptor, name);
+            }
+        }
+        put(descriptor, "\n");
+    }
+    // SAFETY: async-signal-safe; the handler was reset, so this ends the process as the system would.
+    unsafe { libc::raise(signal) };
 }
 
 /// Runs `work` on a thread with a big stack. `None`: it panicked, and the hook has reported it.

@@ -8,6 +8,7 @@ use limbeck_host::check::driver::{self, DOING, Options, Silence};
 use limbeck_host::check::{Check, Report, Subject, Verdict, checks, run_one};
 use limbeck_host::diagnostic::Diagnostic;
 use regex::Regex;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -17,14 +18,21 @@ use std::time::Duration;
 /// # Errors
 /// No such file; a flag that cannot be used.
 pub fn check(args: &PluginCheckArgs, shell: &Shell) -> Answer {
-    let usage = |text: String| Stop { code: exit::USAGE, problems: vec![Diagnostic::error("LMB0113", text)] };
+    let usage = |text: String| Stop {
+        code: exit::USAGE,
+        problems: vec![Diagnostic::error("LMB0113", text)],
+    };
     if args.device != "cpu" {
-        let problem = Diagnostic::error("LMB0801", format!("device `{}` cannot be checked on", args.device));
+        let problem =
+            Diagnostic::error("LMB0801", format!("device `{}` cannot be checked on", args.device));
         return Err(problem.help("this release checks on the CPU").into());
     }
     let file = std::fs::canonicalize(&args.file).ok().filter(|f| f.is_file());
     let file = file.ok_or_else(|| {
-        Stop::from(Diagnostic::error("LMB0302", format!("no plugin file `{}`", args.file.display())))
+        Stop::from(Diagnostic::error(
+            "LMB0302",
+            format!("no plugin file `{}`", args.file.display()),
+        ))
     })?;
     let with = args.with.as_deref().map(serde_json::from_str).transpose();
     let with = with.map_err(|e| usage(format!("--with is not JSON: {e}")))?;
@@ -39,7 +47,8 @@ pub fn check(args: &PluginCheckArgs, shell: &Shell) -> Answer {
     let pattern = args.include.as_deref().map(Regex::new).transpose();
     let pattern = pattern.map_err(|e| usage(format!("--include: {e}")))?;
     let wanted = |id: &str| pattern.as_ref().is_none_or(|p| p.is_match(id));
-    let program = std::env::current_exe().map_err(|e| Diagnostic::error("LMB0901", e.to_string()))?;
+    let program =
+        std::env::current_exe().map_err(|e| Diagnostic::error("LMB0901", e.to_string()))?;
     let command = |check: &Check, plugin: Option<&str>| child(&program, &file, check, plugin, args);
     let in_process: &dyn Fn(Option<&str>) -> Subject = &subject;
     let options = Options {
@@ -56,7 +65,13 @@ pub fn check(args: &PluginCheckArgs, shell: &Shell) -> Answer {
 }
 
 /// The command that runs one check.
-fn child(program: &PathBuf, file: &PathBuf, check: &Check, plugin: Option<&str>, args: &PluginCheckArgs) -> Command {
+fn child(
+    program: &PathBuf,
+    file: &PathBuf,
+    check: &Check,
+    plugin: Option<&str>,
+    args: &PluginCheckArgs,
+) -> Command {
     let mut command = Command::new(program);
     // One thread: the pools of the checked library must not outnumber the checks that run beside it.
     command.args(["--threads", "1", "--json", "plugin", "check"]).arg(file);
@@ -74,7 +89,14 @@ fn child(program: &PathBuf, file: &PathBuf, check: &Check, plugin: Option<&str>,
 fn run_in_this_process(id: &str, mut subject: Subject, shell: &Shell) -> u8 {
     let Some(check) = checks().find(|c| c.id == id) else { return exit::USAGE };
     let renderer = shell.renderer;
-    subject.doing = Box::new(move |what| renderer.always(&format!("{DOING}{what}")));
+    let last = RefCell::new(String::new());
+    subject.doing = Box::new(move |what| {
+        // Some checks do the same thing 30,000 times.
+        if *last.borrow() != what {
+            renderer.always(&format!("{DOING}{what}"));
+            what.clone_into(&mut last.borrow_mut());
+        }
+    });
     let silence = Silence::begin();
     let report = run_one(check, &mut subject);
     drop(silence);
@@ -130,7 +152,9 @@ fn summary(reports: &[Report], shell: &Shell) -> u8 {
     });
     let took = table::duration(Duration::from_secs_f64(seconds));
     let end = if bad > 0 { format!("   (exit {code})") } else { String::new() };
-    let text = format!("{bad} failed, {passed} passed, {warned} warned, {skipped} skipped, {took} of checks{end}");
+    let text = format!(
+        "{bad} failed, {passed} passed, {warned} warned, {skipped} skipped, {took} of checks{end}"
+    );
     shell.renderer.answer(&text, &value);
     code
 }

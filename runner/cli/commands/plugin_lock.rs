@@ -6,7 +6,7 @@ use crate::exit;
 use limbeck_host::diagnostic::Diagnostic;
 use limbeck_host::load::lock::{FILE_NAME, Lock};
 use limbeck_host::load::{Catalogue, SearchPath, manifest, staging};
-use limbeck_host::plan::{Plan, PinnedPlugin};
+use limbeck_host::plan::{PinnedPlugin, Plan};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,9 @@ pub fn lock(file: Option<&Path>, shell: &Shell) -> Answer {
     }
     lock.save(&path).map_err(|e| Diagnostic::error("LMB0702", e.to_string()))?;
     shell.renderer.note(&format!("wrote {}", path.display()));
-    shell.renderer.note("A lock protects against change, not against malice: look at what you lock.");
+    shell
+        .renderer
+        .note("A lock protects against change, not against malice: look at what you lock.");
     Ok(exit::DONE)
 }
 
@@ -72,20 +74,26 @@ fn only_pipeline() -> Result<PathBuf, Stop> {
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),
         (first, _) => {
-            let message = if first.is_some() { "several pipelines here" } else { "no pipeline here" };
-            Err(Diagnostic::error("LMB0117", message).help("name one: limbeck plugin lock FILE").into())
+            let message =
+                if first.is_some() { "several pipelines here" } else { "no pipeline here" };
+            Err(Diagnostic::error("LMB0117", message)
+                .help("name one: limbeck plugin lock FILE")
+                .into())
         }
     }
 }
 
 /// Library files that the pipeline needs and that are not built in. Looks without trust: nothing of them runs here.
 fn libraries(plan: &Plan, shell: &Shell) -> Result<BTreeSet<PathBuf>, Stop> {
-    let mut files: BTreeSet<PathBuf> = plan.plugins.iter().map(|p: &PinnedPlugin| p.path.clone()).collect();
+    let mut files: BTreeSet<PathBuf> =
+        plan.plugins.iter().map(|p: &PinnedPlugin| p.path.clone()).collect();
     let pinned: BTreeSet<&str> = plan.plugins.iter().map(|p| p.id.as_str()).collect();
     let stages = plan.stages.iter().filter_map(|s| s.training());
-    let used: BTreeSet<String> = stages.flat_map(|t| t.plugin_uses().map(|p| p.id.clone())).collect();
+    let used: BTreeSet<String> =
+        stages.flat_map(|t| t.plugin_uses().map(|p| p.id.clone())).collect();
     // Plugins of other directories are refused before any code of them runs, but their files are known.
-    let search = SearchPath { pinned: Vec::new(), allow_unlocked: false, ..search_path(Some(plan), shell) };
+    let search =
+        SearchPath { pinned: Vec::new(), allow_unlocked: false, ..search_path(Some(plan), shell) };
     let builtin = search.builtin.clone();
     let (catalogue, _) = Catalogue::discover(&search)?;
     let is_builtin = |file: &Path| builtin.as_deref().is_some_and(|b| file.parent() == Some(b));

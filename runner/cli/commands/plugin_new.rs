@@ -45,7 +45,10 @@ pub fn new(args: &PluginNewArgs, shell: &Shell) -> Answer {
     };
     if to.exists() {
         let problem = Diagnostic::error("LMB0704", format!("{} exists", to.display()));
-        return Err(Stop { code: exit::OUTPUT_BUSY, problems: vec![problem.help("choose another name, or --to DIR")] });
+        return Err(Stop {
+            code: exit::OUTPUT_BUSY,
+            problems: vec![problem.help("choose another name, or --to DIR")],
+        });
     }
     for (name, text) in &files {
         write(&to.join(name), text)?;
@@ -60,7 +63,9 @@ pub fn new(args: &PluginNewArgs, shell: &Shell) -> Answer {
             to.display()
         ),
     };
-    shell.renderer.answer(&format!("wrote {}: {}\nnext: {next}", to.display(), names.join(" ")), &value);
+    shell
+        .renderer
+        .answer(&format!("wrote {}: {}\nnext: {next}", to.display(), names.join(" ")), &value);
     Ok(exit::DONE)
 }
 
@@ -76,7 +81,13 @@ fn write(path: &Path, text: &str) -> Result<(), Stop> {
 fn fill(template: &str, name: &str) -> String {
     let camel: String = name
         .split('-')
-        .map(|word| word.chars().take(1).flat_map(char::to_uppercase).chain(word.chars().skip(1)).collect::<String>())
+        .map(|word| {
+            word.chars()
+                .take(1)
+                .flat_map(char::to_uppercase)
+                .chain(word.chars().skip(1))
+                .collect::<String>()
+        })
         .collect();
     template
         .replace("@NAME@", name)
@@ -117,7 +128,9 @@ fn rust_files(args: &PluginNewArgs, shell: &Shell) -> Result<Vec<(&'static str, 
             return Err(Diagnostic::error("LMB0316", message).into());
         }
         (None, None) => {
-            shell.renderer.note("limbeck-sdk: by version; the sources of this program are not here (see --sdk)");
+            shell.renderer.note(
+                "limbeck-sdk: by version; the sources of this program are not here (see --sdk)",
+            );
             format!("{{ version = \"{}\"{features} }}", env!("CARGO_PKG_VERSION"))
         }
     };

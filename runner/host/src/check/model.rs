@@ -77,7 +77,10 @@ impl Rig {
         let described = subject.described()?;
         let kind = PluginKind::from_abi(described.kind)
             .ok_or_else(|| Miss::Skip("unknown kind".into()))?;
-        let plugin = subject.create()?.into_raw();
+        let live = subject.create()?;
+        // Files that the ports need may not be here: a skip.
+        live.ports()?;
+        let plugin = live.into_raw();
         let (id, version) = (described.id.leak(), described.version.leak());
         // SAFETY: from a successful create, owned by nobody else now.
         let mut instance = unsafe { Instance::adopt(plugin, id, version, kind) }

@@ -66,7 +66,10 @@ fn size(symbol: &str, rows: usize, first: bool) -> i64 {
     match symbol {
         _ if first && is_row_axis(symbol) => rows as i64,
         "N" | "B" => rows as i64,
-        "V" | "C" | "K" => CLASSES,
+        "V" | "C" => CLASSES,
+        // Entries of a sparse teacher: fewer than classes.
+        "K" if !first => 3,
+        "K" => CLASSES,
         "T" => 3,
         "*" if first => rows as i64,
         "*" => 6,
@@ -99,6 +102,8 @@ fn values_of(port: &Port, dtype: DType, count: usize, draw: &mut Random) -> Vec<
         "old_classes" => f64::from(u8::from(index.is_multiple_of(2))),
         "row_weights" => 0.5 + draw.uniform(),
         "row_ids" => index as f64,
+        // Source and target of domain adaptation, both present.
+        "domain" => f64::from(u8::from(!index.is_multiple_of(2))),
         "task_index" | "token_type_ids" => 0.0,
         _ if dtype == DType::U8 => 1.0,
         _ if dtype.is_float() => SPREAD * draw.normal(),
@@ -127,10 +132,41 @@ pub fn make(ports: &[Port], rows: usize, optional: bool, draw: &mut Random) -> C
         })
     };
     let mut input = input;
-    let inputs: Vec<Option<Input>> =
+    let mut inputs: Vec<Option<Input>> =
         ports.iter().filter(|p| !p.is_output()).map(&mut input).collect();
+    make_sparse(&mut inputs, rows, draw);
     let normalizer = if rows == 0 { 3.0 } else { rows as f64 };
     Case { inputs, rows, normalizer, grad_scale: 1.0, params: Vec::new() }
+}
+
+/// A sparse teacher's three ports belong together: distinct classes, their log-probabilities, the log of the rest.
+fn make_sparse(inputs: &mut [Option<Input>], rows: usize, draw: &mut Random) {
+    let position = |inputs: &[Option<Input>], end: &str| {
+        inputs.iter().position(|i| i.as_ref().is_some_and(|i| i.name.ends_with(end)))
+    };
+    let Some(indices) = position(inputs, "topk.indices") else { return };
+    let kept = inputs[indices].as_ref().map_or(0, |i| i.row_len(rows));
+    let (values, tail) = (position(inputs, "topk.values"), position(inputs, "topk.tail"));
+    for row in 0..rows {
+        let scores: Vec<f64> = (0..CLASSES).map(|_| SPREAD * draw.normal()).collect();
+        let total: f64 = scores.iter().map(|s| s.exp()).sum();
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        draw.shuffle(&mut order);
+        let mut put = |at: Option<usize>, index: usize, value: f64| {
+            let input = at.and_then(|at| inputs.get_mut(at)).and_then(Option::as_mut);
+            if let Some(slot) = input.and_then(|i| i.values.get_mut(index)) {
+                *slot = value;
+            }
+        };
+        let mut rest = 1.0;
+        for (entry, class) in order.iter().take(kept).enumerate() {
+            let log_p = scores[*class] - total.ln();
+            rest -= log_p.exp();
+            put(Some(indices), row * kept + entry, *class as f64);
+            put(values, row * kept + entry, log_p);
+        }
+        put(tail, row, rest.max(1e-12).ln());
+    }
 }
 
 impl Case {

@@ -98,10 +98,11 @@ fn compare(
         let length = dot(&direction, &direction).sqrt();
         let usual = norm * length / (gradient.len() as f64).sqrt();
         let scale = found.abs().max(expected.abs()).max(usual).max(1e-12);
-        let error = ((found - expected).abs() - noise).max(0.0) / scale;
+        let error = (found - expected).abs();
         tally.count += 1;
-        tally.worst = tally.worst.max(error);
-        if error.is_nan() || error > LIMIT {
+        tally.worst = tally.worst.max(error / scale);
+        // Negated, so that NaN is an error too.
+        if !(error <= LIMIT * scale + noise) {
             tally
                 .bad
                 .push(format!("{name}: gradient says {expected:.6e}, differences say {found:.6e}"));

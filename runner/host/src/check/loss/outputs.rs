@@ -137,7 +137,12 @@ pub fn optional(subject: &mut Subject) -> Outcome {
     let case = rig.case(ROWS, false, &mut draw)?;
     let answer = rig.evaluate(&case)?;
     ensure(answer.numbers().all(f64::is_finite), "finite results", || "others".into())?;
-    fine()
+    let left = rig.left_out(&rig.case(ROWS, true, &mut draw)?);
+    if left.is_empty() {
+        fine()
+    } else {
+        Ok(format!("not bound beside the others: {}", left.join(" ")))
+    }
 }
 
 pub fn strided(subject: &mut Subject) -> Outcome {

@@ -129,11 +129,52 @@ impl Rig {
     /// The loss refuses to state its parameters.
     pub fn case(&self, rows: usize, optional: bool, draw: &mut Random) -> Result<Case, Miss> {
         let mut case = case::make(&self.ports, rows, optional, draw);
+        self.settle(&mut case, rows, draw);
         for own in self.own_params(&case)? {
             let count = own.shape.iter().product::<i64>() as usize;
             case.params.push(initial(&own, count, draw));
         }
         Ok(case)
+    }
+
+    /// Some optional inputs exclude each other, or one of several is needed: looks for a set that `plan` accepts, from
+    /// the case's own by leaving one out, then by adding one.
+    fn settle(&self, case: &mut Case, rows: usize, draw: &mut Random) {
+        let refused = |case: &Case| {
+            let refusal = self.plan(case).err().map(|(status, _)| status);
+            matches!(refusal, Some(abi::STATUS_INVALID_ARGUMENT | abi::STATUS_UNSUPPORTED))
+        };
+        if !refused(case) {
+            return;
+        }
+        let full = case::make(&self.ports, rows, true, draw);
+        let ports: Vec<&Port> = self.ports.iter().filter(|p| !p.is_output()).collect();
+        let free: Vec<usize> = (0..ports.len()).filter(|i| ports[*i].is_optional()).collect();
+        let with = |left: &[usize], added: &[usize]| {
+            let mut other = case.clone();
+            for index in left {
+                other.inputs[*index] = None;
+            }
+            for index in added {
+                other.inputs[*index].clone_from(&full.inputs[*index]);
+            }
+            other
+        };
+        let singles = free.iter().flat_map(|i| [with(&[*i], &[]), with(&[], &[*i])]);
+        let pairs = free
+            .iter()
+            .flat_map(|i| free.iter().map(move |j| (*i, *j)))
+            .map(|(i, j)| with(&[i, j], &[]));
+        if let Some(accepted) = singles.chain(pairs).find(|c| !refused(c)) {
+            *case = accepted;
+        }
+    }
+
+    /// Optional inputs that the full set had to leave out.
+    pub fn left_out(&self, case: &Case) -> Vec<String> {
+        let inputs = self.ports.iter().filter(|p| !p.is_output());
+        let out = inputs.zip(&case.inputs).filter(|(_, input)| input.is_none());
+        out.map(|(port, _)| port.name.clone()).collect()
     }
 
     fn table(&self) -> &abi::Loss {

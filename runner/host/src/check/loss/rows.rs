@@ -2,7 +2,7 @@
 
 use super::super::subject::{ensure, fine};
 use super::super::{Miss, Outcome, Subject, fail};
-use super::case::{Case, IGNORED, ROWS};
+use super::case::{Case, IGNORED, Input, ROWS};
 use super::rig::{Answer, Rig, Setup};
 use super::{ROUNDING, distance};
 use crate::run::random::Random;
@@ -44,6 +44,9 @@ pub fn one(subject: &mut Subject) -> Outcome {
 }
 
 pub fn additive(subject: &mut Subject) -> Outcome {
+    if subject.has_feature("batch-coupled")? {
+        return Err(Miss::Skip("declares that rows depend on each other".to_owned()));
+    }
     let (rig, case) = start(subject, 42)?;
     let whole = rig.evaluate(&case)?;
     let (first, second) =
@@ -139,15 +142,19 @@ fn patterns(row: usize, columns: usize, pattern: &str) -> Vec<f64> {
         .collect()
 }
 
+/// Whether any number makes sense there. A sparse teacher's values are log-probabilities.
+fn takes_extremes(input: &Input) -> bool {
+    let is_matrix = input.by_row && input.dtype.is_float() && input.row_len(ROWS) > 1;
+    is_matrix && !input.name.contains(".topk.")
+}
+
 pub fn extremes(subject: &mut Subject) -> Outcome {
     let (rig, case) = start(subject, 45)?;
     let floats: Vec<usize> = case
         .inputs
         .iter()
         .enumerate()
-        .filter(|(_, i)| {
-            i.as_ref().is_some_and(|i| i.by_row && i.dtype.is_float() && i.row_len(ROWS) > 1)
-        })
+        .filter(|(_, i)| i.as_ref().is_some_and(takes_extremes))
         .map(|(i, _)| i)
         .collect();
     let names = ["huge", "negative", "equal", "zero", "one-hot", "opposite"];
