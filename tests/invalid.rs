@@ -58,8 +58,10 @@ fn every_mistake_gets_its_message_its_place_and_its_exit_code() {
         let text = String::from_utf8_lossy(&output.stderr);
         let name = path.file_name().expect("name").to_string_lossy().into_owned();
         // A place in a data file names the file; one in the pipeline only line and column.
-        let place =
-            expected.place.as_ref().map(|p| if p.contains('/') { p.clone() } else { format!(":{p}") });
+        let place = expected
+            .place
+            .as_ref()
+            .map(|p| if p.contains('/') { p.clone() } else { format!(":{p}") });
         let found = text.contains(&format!("[{}]", expected.code))
             && place.as_ref().is_none_or(|p| {
                 text.lines().any(|l| {
