@@ -92,10 +92,10 @@ fn schema(subject: &mut Subject) -> Outcome {
         if let Some(object) = settings.as_object_mut() {
             object.insert(name.clone(), default.clone());
         }
-        if let Err(error) = validator.validate(&settings) {
-            if error.instance_path().to_string().starts_with(&format!("/{name}")) {
-                return Err(fail("a schema that accepts its defaults", format!("{name}: {error}")));
-            }
+        if let Err(error) = validator.validate(&settings)
+            && error.instance_path().to_string().starts_with(&format!("/{name}"))
+        {
+            return Err(fail("a schema that accepts its defaults", format!("{name}: {error}")));
         }
     }
     if undocumented.is_empty() {

@@ -18,12 +18,18 @@ pub const DOING: &str = "doing: ";
 /// Text of a child that is kept.
 const MAX_OUTPUT: u64 = 1 << 20;
 
+/// Makes the command that runs one check on one plugin (`None`: on the library).
+pub type CommandFor<'a> = dyn Fn(&Check, Option<&str>) -> Command + Sync + 'a;
+
+/// Makes the subject of a check in this process.
+pub type SubjectFor<'a> = dyn Fn(Option<&str>) -> Subject + 'a;
+
 /// How checks are run.
 pub struct Options<'a> {
     /// Makes the command that runs one check on one plugin (`None`: on the library).
-    pub command: &'a (dyn Fn(&Check, Option<&str>) -> Command + Sync),
+    pub command: &'a CommandFor<'a>,
     /// Makes the subject for checks in this process; `None`: a process each.
-    pub in_process: Option<&'a dyn Fn(Option<&str>) -> Subject>,
+    pub in_process: Option<&'a SubjectFor<'a>>,
     /// Which checks, by id.
     pub wanted: &'a (dyn Fn(&str) -> bool + Sync),
     /// Which plugin of the library; `None`: all.

@@ -361,9 +361,8 @@ fn slope(
     let original = floats(value)?;
     let mut at = |factor: f64| -> Result<f64, Miss> {
         // SAFETY: between calls the host may write the values (lmb_student.params).
-        for ((x, o), d) in
-            unsafe { value.data_mut::<f32>() }.iter_mut().zip(&original).zip(direction)
-        {
+        let written = unsafe { value.data_mut::<f32>() };
+        for ((x, o), d) in written.iter_mut().zip(&original).zip(direction) {
             *x = (o + factor * STEP * d) as f32;
         }
         rig.instance.params_changed(CTX).map_err(broke("params_changed to succeed"))?;

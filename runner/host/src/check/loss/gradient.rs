@@ -101,8 +101,7 @@ fn compare(
         let error = (found - expected).abs();
         tally.count += 1;
         tally.worst = tally.worst.max(error / scale);
-        // Negated, so that NaN is an error too.
-        if !(error <= LIMIT * scale + noise) {
+        if error.is_nan() || error > LIMIT * scale + noise {
             tally
                 .bad
                 .push(format!("{name}: gradient says {expected:.6e}, differences say {found:.6e}"));
