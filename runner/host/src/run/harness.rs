@@ -3,11 +3,8 @@
 use super::event::{Event, EventSink};
 use super::{Control, Outcome, RunError, RunOptions, run};
 use crate::data::Datasets;
-use crate::load::wiring::{
-    LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, Source, TermRows,
-};
-use crate::load::{Catalogue, Instance, Loaded, SearchPath};
-use crate::plan::{Plan, RowsChoice, TeacherPlan};
+use crate::load::{Catalogue, Loaded, SearchPath};
+use crate::plan::Plan;
 use std::path::{Path, PathBuf};
 
 /// Where the built plugins lie; `None`: not built, and the test has nothing to run.
@@ -56,148 +53,8 @@ impl Bench {
         Some(Self { plan, catalogue, datasets, _cache: cache })
     }
 
-    fn create(&self, id: &str, with: &serde_json::Value) -> Instance {
-        let with = self.catalogue.check_settings(id, with).expect("settings");
-        self.catalogue.create(id, &with).expect("create")
-    }
-
-    fn source(&self, train: &crate::plan::TrainPlan, name: &str) -> Option<Source> {
-        if let Some(rest) = name.strip_prefix("student.params.") {
-            return Some(Source::StudentParam(rest.into()));
-        }
-        if let Some(rest) = name.strip_prefix("student.") {
-            return Some(Source::Student(rest.into()));
-        }
-        if let Some(rest) = name.strip_prefix("teacher.") {
-            return Some(Source::Teacher(rest.into()));
-        }
-        let data = self.datasets.get(&train.tasks[0].train)?;
-        data.columns().iter().any(|c| c.name == name).then(|| Source::Batch(name.into()))
-    }
-
     pub fn load(&self) -> Loaded {
-        let mut stages = Vec::new();
-        for stage in &self.plan.stages {
-            let Some(train) = stage.training() else {
-                stages.push(None);
-                continue;
-            };
-            let student = self.create(&train.student.id, &train.student.with);
-            let of =
-                |i: &Instance| i.inputs().map(|p| self.source(train, &p.name)).collect::<Vec<_>>();
-            let teacher = match &train.teacher {
-                Some(TeacherPlan::Plugin(p)) => Some(self.create(&p.id, &p.with)),
-                Some(TeacherPlan::Stage { student, .. }) => {
-                    Some(self.create(&student.id, &student.with))
-                }
-                Some(TeacherPlan::Ema { .. }) => {
-                    Some(self.create(&train.student.id, &train.student.with))
-                }
-                _ => None,
-            };
-            let mut terms = Vec::new();
-            for (i, term) in train.loss.iter().enumerate() {
-                let instance = self.create(&term.plugin.id, &term.plugin.with);
-                let inputs = of(&instance);
-                let rows = match &term.rows {
-                    RowsChoice::Fresh => TermRows::Fresh,
-                    RowsChoice::All => TermRows::All,
-                    _ => TermRows::FreshAndJoined,
-                };
-                terms.push(LoadedTerm {
-                    name: term.name.clone(),
-                    planned: Some(i),
-                    scheduler: None,
-                    inputs,
-                    instance,
-                    weight: term.weight,
-                    rows,
-                    reduction: term.reduction,
-                });
-            }
-            let mut schedulers = Vec::new();
-            let mut snapshots: Vec<LoadedSnapshot> = Vec::new();
-            for (s, scheduler) in train.schedulers.iter().enumerate() {
-                let mut instance = self.create(&scheduler.plugin.id, &scheduler.plugin.with);
-                let schedule = instance.schedule().expect("schedule");
-                let inputs = instance
-                    .inputs()
-                    .map(|p| (p.name.clone(), self.source(train, &p.name)))
-                    .collect();
-                for name in &schedule.snapshots {
-                    snapshots.push(LoadedSnapshot {
-                        scheduler: s,
-                        name: name.clone(),
-                        instance: self.create(&train.student.id, &train.student.with),
-                        wanted: vec!["logits".into()],
-                    });
-                }
-                for term in &schedule.terms {
-                    let loss = self.create(&term.loss, &term.config);
-                    let inputs = loss
-                        .inputs()
-                        .map(|p| {
-                            let bound = term
-                                .inputs
-                                .iter()
-                                .find(|(k, _)| *k == p.name)
-                                .map_or(p.name.clone(), |(_, v)| v.clone());
-                            if let Some(port) = bound.strip_prefix("self.") {
-                                return Some(Source::Scheduler { scheduler: s, port: port.into() });
-                            }
-                            if let Some((snap, output)) = bound.split_once('.')
-                                && let Some(i) = snapshots
-                                    .iter()
-                                    .position(|n| n.scheduler == s && n.name == snap)
-                            {
-                                return Some(Source::Snapshot {
-                                    snapshot: i,
-                                    output: output.into(),
-                                });
-                            }
-                            self.source(train, &bound)
-                        })
-                        .collect();
-                    let rows = match term.rows.as_str() {
-                        "" => TermRows::Fresh,
-                        "*" => TermRows::All,
-                        group => TermRows::Group { scheduler: s, group: group.into() },
-                    };
-                    terms.push(LoadedTerm {
-                        name: format!("{}.{}", scheduler.name, term.name),
-                        planned: None,
-                        scheduler: Some(s),
-                        instance: loss,
-                        inputs,
-                        weight: term.weight,
-                        rows,
-                        reduction: crate::plan::Reduction::TokenMean,
-                    });
-                }
-                schedulers.push(LoadedScheduler {
-                    name: scheduler.name.clone(),
-                    instance,
-                    schedule,
-                    inputs,
-                });
-            }
-            stages.push(Some(LoadedStage {
-                student_inputs: of(&student),
-                teacher_inputs: teacher.as_ref().map_or(Vec::new(), of),
-                student,
-                teacher,
-                student_wanted: vec!["logits".into()],
-                teacher_wanted: if train.teacher.is_some() {
-                    vec!["logits".into()]
-                } else {
-                    vec![]
-                },
-                terms,
-                schedulers,
-                snapshots,
-            }));
-        }
-        Loaded { stages, warnings: Vec::new() }
+        crate::load::load(&self.plan, &self.catalogue, &self.datasets).expect("load")
     }
 
     pub fn run(&self, options: &RunOptions) -> (Result<Outcome, RunError>, Told) {
@@ -387,4 +244,88 @@ stages:
 "
     );
     resumes_bit_for_bit(&text, 1);
+}
+
+const STREAM: &str = r"
+tasks:
+  - {name: first, train: a, valid: v}
+  - {name: second, train: b, valid: v}
+epochs: 1
+eval: {every: end, metrics: [accuracy]}
+loss: [{uses: limbeck.ce}]
+";
+
+fn with_scheduler(scheduler: &str) -> String {
+    format!(
+        "{HEAD}{STREAM}
+stages:
+  - name: stream
+    kind: train
+    scheduler: {scheduler}
+  - name: more
+    kind: train
+    tasks: [second]
+    student: {{from: stream}}
+    scheduler: {{from: stream}}
+"
+    )
+}
+
+#[test]
+fn replay_resumes_at_every_step_with_buffer_and_matrix() {
+    resumes_bit_for_bit(&with_scheduler("{uses: limbeck.er, with: {capacity: 20, batch: 8}}"), 1);
+}
+
+#[test]
+fn replayed_logits_resume_at_every_step() {
+    let derpp = "{uses: limbeck.derpp, with: {capacity: 20, batch: 8, insert: task_end}}";
+    resumes_bit_for_bit(&with_scheduler(derpp), 1);
+}
+
+#[test]
+fn snapshots_importance_and_replay_stacked_resume_at_every_step() {
+    let stack = "[{name: lwf, uses: limbeck.lwf}, {name: si, uses: limbeck.si, with: {c: 1.0}}, \
+                 {name: ewc, uses: limbeck.ewc, with: {lambda: 100.0, rows: 12}}, \
+                 {name: replay, uses: limbeck.er, with: {capacity: 10, batch: 4, insert: task_end}}]";
+    resumes_bit_for_bit(&with_scheduler(stack), 2);
+}
+
+#[test]
+fn a_scheduler_without_strength_changes_no_bit() {
+    let plain = format!("{HEAD}{STREAM}stages: [{{name: stream, kind: train}}]");
+    let Some(bench) = Bench::new(&digits(), &plain) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let reference = substance(&finished(bench.run(&options(&dir.path().join("plain"))).0));
+    let model = |files: &std::collections::BTreeMap<PathBuf, Vec<u8>>| {
+        let found = files.iter().find(|(k, _)| k.ends_with("model.safetensors"));
+        found.map(|(_, bytes)| bytes.clone()).unwrap()
+    };
+    for (name, scheduler) in [
+        ("none", "{uses: limbeck.none}"),
+        ("si", "{uses: limbeck.si, with: {c: 0.0}}"),
+        ("ewc", "{uses: limbeck.ewc, with: {lambda: 0.0, rows: 12}}"),
+        ("lwf", "{uses: limbeck.lwf, with: {weighting: constant, weight: 0.0}}"),
+    ] {
+        let text = format!(
+            "{HEAD}{STREAM}stages: [{{name: stream, kind: train, scheduler: {scheduler}}}]"
+        );
+        let Some(bench) = Bench::new(&digits(), &text) else { return };
+        let run = finished(bench.run(&options(&dir.path().join(name))).0);
+        assert_eq!(model(&substance(&run)), model(&reference), "{name}");
+    }
+}
+
+#[test]
+fn a_task_matrix_spans_a_chain_of_stages() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines/continual-digits.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let Some(bench) = Bench::new(&file, &text) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run = finished(bench.run(&options(dir.path())).0);
+    let json = std::fs::read(run.join("stages/02-rest/eval/task-matrix.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["rows"].as_array().unwrap().len(), 6);
+    assert_eq!(json["trained"], serde_json::json!([0, 1, 2, 3, 4]));
+    assert_eq!(json["summary"]["fwt"], serde_json::Value::Null);
+    assert!(json["summary"]["average_accuracy"].as_f64().unwrap() > 0.5, "{json}");
 }
