@@ -46,7 +46,19 @@ impl Bench {
         // Each bench stages for itself: tests of one process run side by side.
         let cache = tempfile::tempdir().unwrap();
         let at = Some(cache.path().to_owned());
-        let search = SearchPath { builtin: Some(dir), cache: at, ..SearchPath::default() };
+        let steer = cache.path().join("steer");
+        std::fs::create_dir_all(&steer).unwrap();
+        if text.contains("test.steer") {
+            let source = include_str!("testing/steer.c");
+            crate::load::testing::compile(&steer, "steer", source, &[]);
+        }
+        let search = SearchPath {
+            builtin: Some(dir),
+            directories: vec![steer],
+            allow_unlocked: true,
+            cache: at,
+            ..SearchPath::default()
+        };
         let (catalogue, _) = Catalogue::discover(&search).expect("catalogue");
         let (datasets, problems) = Datasets::open(&plan);
         assert!(problems.is_empty(), "{problems:?}");
@@ -328,4 +340,113 @@ fn a_task_matrix_spans_a_chain_of_stages() {
     assert_eq!(json["trained"], serde_json::json!([0, 1, 2, 3, 4]));
     assert_eq!(json["summary"]["fwt"], serde_json::Value::Null);
     assert!(json["summary"]["average_accuracy"].as_f64().unwrap() > 0.5, "{json}");
+}
+
+#[test]
+fn passes_restores_and_skipped_steps_resume_at_every_step() {
+    let text = with_scheduler("{uses: test.steer, with: {mode: pass}}");
+    resumes_bit_for_bit(&text, 1);
+    let Some(bench) = Bench::new(&digits(), &text) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run = finished(bench.run(&options(dir.path())).0);
+    let rows = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let of = |stage: &str, skipped: bool| {
+        let stage = format!("\"stage\":\"{stage}\"");
+        let steps = rows.lines().filter(|l| !l.contains("\"eval\"") && l.contains(&stage));
+        steps.filter(|l| l.contains("skipped") == skipped).count()
+    };
+    // Two tasks of three skipped steps, each followed by two epochs on at most 12 rows (one step each).
+    assert_eq!((of("stream", true), of("stream", false)), (6, 4));
+    assert_eq!((of("more", true), of("more", false)), (3, 2));
+}
+
+#[test]
+fn rows_mixed_into_a_task_resume_at_every_step() {
+    let text = with_scheduler("{uses: test.steer, with: {mode: union}}");
+    resumes_bit_for_bit(&text, 1);
+    let Some(bench) = Bench::new(&digits(), &text) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run = finished(bench.run(&options(dir.path())).0);
+    let rows = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let second = rows.lines().filter(|l| !l.contains("\"eval\"") && l.contains("\"second\""));
+    // 70 rows in batches of 16 are 5 steps; with 12 more they are 6. Both stages train the second task.
+    assert_eq!(second.count(), 12);
+}
+
+#[test]
+fn gradients_kept_apart_are_shown_and_resume_at_every_step() {
+    resumes_bit_for_bit(&with_scheduler("{uses: test.steer, with: {mode: agem}}"), 1);
+}
+
+#[test]
+fn a_request_outside_its_event_ends_the_run_with_the_plugins_name() {
+    let text = with_scheduler("{uses: test.steer, with: {mode: greedy}}");
+    let Some(bench) = Bench::new(&digits(), &text) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let error = bench.run(&options(dir.path())).0.unwrap_err();
+    assert_eq!(error.failure, super::Failure::PluginBroke);
+    assert!(error.diagnostic.message.contains("test.steer"), "{error:?}");
+    assert!(error.diagnostic.message.contains("probe"), "{error:?}");
+    assert_eq!(error.diagnostic.context.as_deref(), Some("stage `stream`, step 0"));
+}
+
+fn exploding(policy: &str) -> String {
+    format!(
+        "{HEAD}
+stages:
+  - name: wild
+    kind: train
+    data: {{train: a, valid: v}}
+    optimizer: {{kind: sgd, lr: 1e30, momentum: 0}}
+    loss: [{{uses: limbeck.ce}}]
+    eval: {{every: end, metrics: [accuracy]}}
+    on_nonfinite: {policy}
+    steps: 12
+"
+    )
+}
+
+#[test]
+fn steps_that_are_not_finite_stop_skip_or_roll_back_and_are_recorded() {
+    for (policy, rows) in [
+        ("{action: stop}", 1),
+        ("{action: skip, max_consecutive: 3}", 4),
+        ("{action: rollback, max_consecutive: 3}", 1),
+    ] {
+        let Some(bench) = Bench::new(&digits(), &exploding(policy)) else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let (result, told) = bench.run(&options(dir.path()));
+        let error = result.unwrap_err();
+        assert_eq!((error.failure, error.diagnostic.code), (super::Failure::Diverged, "LMB0601"));
+        let warned = told.events.iter().filter(|e| matches!(e, Event::Warning(_))).count();
+        assert_eq!(warned, if policy.contains("stop") { 0 } else { 3 }, "{policy}");
+        let run = std::fs::read_dir(dir.path().join("small")).unwrap().next().unwrap().unwrap();
+        let text = std::fs::read_to_string(run.path().join("metrics.jsonl")).unwrap();
+        let left_out =
+            text.lines().filter(|l| l.contains("\"grad_norm\"") && l.contains("skipped"));
+        assert_eq!(left_out.count(), rows, "{policy}: {text}");
+    }
+}
+
+#[test]
+fn a_missed_gate_ends_the_run_and_is_missed_again() {
+    let text = format!(
+        "{HEAD}
+stages:
+  - name: short
+    kind: train
+    data: {{train: a, valid: v}}
+    loss: [{{uses: limbeck.ce}}]
+    eval: {{every: end, metrics: [accuracy]}}
+    gates: [{{metric: accuracy, min: 0.99}}]
+    steps: 1
+"
+    );
+    let Some(bench) = Bench::new(&digits(), &text) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let error = bench.run(&options(dir.path())).0.unwrap_err();
+        assert_eq!((error.failure, error.diagnostic.code), (super::Failure::Diverged, "LMB0602"));
+        assert!(error.diagnostic.span.is_some());
+    }
 }

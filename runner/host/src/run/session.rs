@@ -20,7 +20,7 @@ use super::vfs::RealFs;
 use super::{Control, Failure, Outcome, RunError, RunOptions};
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostic;
-use crate::load::{Catalogue, Loaded};
+use crate::load::{Catalogue, Loaded, services};
 use crate::plan::{FromStage, Gate, Plan, StagePlan, TeacherPlan, TrainPlan, Which, Work};
 use crate::report::tensorboard;
 use std::path::Path;
@@ -119,8 +119,14 @@ fn start(
         started,
         time_limit: options.time_limit,
     };
+    let asked = control.clone();
+    services::set_cancelled(Some(Box::new(move || asked.stop_requested().is_some())));
+    // Numbers that plugins reported before this run belong to nobody.
+    let _ = services::take_metrics();
     let mut session = Session { plan, loaded, datasets, catalogue, dir: &dir, io };
-    session.stages(first, options.until.as_deref())
+    let result = session.stages(first, options.until.as_deref());
+    services::set_cancelled(None);
+    result
 }
 
 /// The first stage that is not done, and the length of the metrics before it.
@@ -263,10 +269,18 @@ impl Session<'_, '_> {
             };
             write_stage(&dir, &record)?;
         }
-        // Steps taken back, with the counts that a roll-back must not forget.
-        let mut left_out: Vec<(u64, u64, u64)> = Vec::new();
+        // Steps taken back, which the checkpoint that the run went back to does not know.
+        let mut left_out: Vec<u64> = Vec::new();
         loop {
-            match self.attempt(stage, train, &dir, begin, &mut left_out)? {
+            let attempt = match self.attempt(stage, train, &dir, begin, &left_out) {
+                // A plugin obeyed the request to stop inside a long call; the last checkpoint stands.
+                Err(error) if error.diagnostic.code == "LMB0406" => {
+                    let Some(reason) = self.io.control.stop_requested() else { return Err(error) };
+                    return Ok(StageEnd::Stopped { step: 0, reason });
+                }
+                other => other?,
+            };
+            match attempt {
                 (Ended::Done, progress) => {
                     let mut metrics = progress.metrics;
                     metrics.extend(progress.matrix.map_or(Vec::new(), |m| m.summary()));
@@ -284,9 +298,7 @@ impl Session<'_, '_> {
                 (Ended::Stopped(reason), progress) => {
                     return Ok(StageEnd::Stopped { step: progress.cursor.step, reason });
                 }
-                (Ended::RollBack(step), progress) => {
-                    left_out.push((step, progress.non_finite, progress.non_finite_in_a_row))
-                }
+                (Ended::RollBack(step), _) => left_out.push(step),
             }
         }
     }
@@ -298,7 +310,7 @@ impl Session<'_, '_> {
         train: &TrainPlan,
         dir: &Path,
         begin: u64,
-        left_out: &mut [(u64, u64, u64)],
+        left_out: &[u64],
     ) -> RunResult<(Ended, Progress)> {
         let store = Store::new(&RealFs, dir.join("ckpt"));
         store.clean()?;
@@ -312,11 +324,10 @@ impl Session<'_, '_> {
             Some(checkpoint) => read_progress(&checkpoint.files)?,
             None => Progress::new(&stage.name),
         };
-        for (step, total, row) in left_out {
+        for step in left_out {
             if !progress.left_out.contains(step) {
                 progress.left_out.push(*step);
             }
-            (progress.non_finite, progress.non_finite_in_a_row) = (*total, *row);
         }
         let models = self.models_for(train)?;
         let Some(Some(loaded)) = self.loaded.stages.get_mut(stage.index) else {

@@ -125,6 +125,9 @@ impl Stage<'_, '_> {
         self.live.now.step = self.progress.cursor.step;
         let number = self.progress.cursor.step + 1;
         if self.progress.left_out.contains(&number) {
+            // It was not finite when it was taken back, and still counts as such.
+            self.progress.non_finite += 1;
+            self.progress.non_finite_in_a_row += 1;
             self.progress.cursor.step = number;
             return self.record(number, &[("skipped".into(), 1.0)], place, fresh).map(|()| None);
         }
@@ -271,7 +274,20 @@ impl Stage<'_, '_> {
         rows: usize,
     ) -> RunResult<()> {
         let of = LineOf { stage: &self.stage.name, task: &self.live.now.task, step, eval: None };
-        self.io.line(of, values)?;
+        let told = crate::load::services::take_metrics();
+        if told.is_empty() {
+            self.io.line(of, values)?;
+        } else {
+            // What plugins reported on their own; the last value of a name counts.
+            let mut all = values.to_vec();
+            for (name, value) in told {
+                match all.iter_mut().find(|(n, _)| *n == name) {
+                    Some(known) => known.1 = value,
+                    None => all.push((name, value)),
+                }
+            }
+            self.io.line(of, &all)?;
+        }
         self.io.steps_done += 1;
         let total = step + place.total.saturating_sub(place.done + 1) + self.steps_after();
         self.io.sink.event(&Event::Step { step, total, values: values.to_vec(), rows });
