@@ -2,7 +2,7 @@
 //!
 //! The first lines of each file say what to expect: `# expect: LMB0101 12:5 exit 78` (`-` for no place).
 
-use crate::support::{self, program::limbeck};
+use crate::support::{self, limbeck};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Instant;

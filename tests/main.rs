@@ -3,7 +3,11 @@
 //! A file in this folder that is not declared below would be dead; the last test refuses that.
 
 mod abi;
+mod cli;
+mod conformance;
+mod faults;
 mod invalid;
+mod layers;
 mod pipelines;
 mod resume;
 mod support;

@@ -1,6 +1,6 @@
 //! The pipelines we ship do what their descriptions say.
 
-use crate::support::{self, program::limbeck};
+use crate::support::{self, limbeck};
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 //!
 //! `LIMBECK_TEST_KILLS=60` kills at sixty moments instead of the few that CI takes.
 
-use crate::support::{self, program::limbeck};
+use crate::support::{self, limbeck};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -47,6 +47,8 @@ macro_rules! losses {
 const SMOOTH: &[&str] = &["deterministic"];
 /// As [`SMOOTH`], with jumps in the gradient.
 const PIECEWISE: &[&str] = &["deterministic", "piecewise"];
+/// As [`SMOOTH`], with rows that depend on each other: the value of a batch is not the sum over its rows.
+const COUPLED: &[&str] = &["deterministic", "batch-coupled"];
 
 losses! {
     Kl(KlSettings) = "limbeck.kl" SMOOTH, "forward KL(teacher, student) of softened rows";
@@ -61,7 +63,7 @@ losses! {
     SymKl(SymKlSettings) = "limbeck.sym-kl" SMOOTH, "weighted sum of forward and reverse KL";
     LogitMse(LogitMseSettings) = "limbeck.logit-mse" SMOOTH, "mean squared difference of logits";
     Dkd(DkdSettings) = "limbeck.dkd" SMOOTH, "decoupled distillation: target and rest weighted apart";
-    Dist(DistSettings) = "limbeck.dist" SMOOTH, "one minus correlations of rows and columns (batch-coupled)";
+    Dist(DistSettings) = "limbeck.dist" COUPLED, "one minus correlations of rows and columns (batch-coupled)";
     Ce(CeSettings) = "limbeck.ce" SMOOTH, "cross-entropy with hard labels";
     LogitStd(LogitStdSettings) = "limbeck.logit-std" SMOOTH, "forward KL of standardised logits";
     BceKd(BceKdSettings) = "limbeck.bce-kd" SMOOTH, "binary cross-entropy with the teacher's sigmoids";
@@ -81,12 +83,12 @@ losses! {
     Gram(GramSettings) = "limbeck.gram" SMOOTH, "squared distance of Gram matrices of feature maps";
     Fsp(FspSettings) = "limbeck.fsp" SMOOTH, "flow between two feature maps";
     At(AtSettings) = "limbeck.at" SMOOTH, "attention transfer of feature maps";
-    Sp(SpSettings) = "limbeck.sp" SMOOTH, "similarity-preserving distillation (batch-coupled)";
-    RkdD(RkdDSettings) = "limbeck.rkd-d" SMOOTH, "relational distillation, distances (batch-coupled)";
-    RkdA(RkdASettings) = "limbeck.rkd-a" SMOOTH, "relational distillation, angles (batch-coupled)";
-    Infonce(InfonceSettings) = "limbeck.infonce" SMOOTH, "contrast with negatives in the batch (batch-coupled)";
-    Crd(CrdSettings) = "limbeck.crd" SMOOTH, "contrastive representation distillation (batch-coupled)";
-    Cka(CkaSettings) = "limbeck.cka" SMOOTH, "one minus linear centred kernel alignment (batch-coupled)";
-    Mmd(MmdSettings) = "limbeck.mmd" SMOOTH, "maximum mean discrepancy of two sets (batch-coupled)";
-    Coral(CoralSettings) = "limbeck.coral" SMOOTH, "distance of covariances of two sets (batch-coupled)";
+    Sp(SpSettings) = "limbeck.sp" COUPLED, "similarity-preserving distillation (batch-coupled)";
+    RkdD(RkdDSettings) = "limbeck.rkd-d" COUPLED, "relational distillation, distances (batch-coupled)";
+    RkdA(RkdASettings) = "limbeck.rkd-a" COUPLED, "relational distillation, angles (batch-coupled)";
+    Infonce(InfonceSettings) = "limbeck.infonce" COUPLED, "contrast with negatives in the batch (batch-coupled)";
+    Crd(CrdSettings) = "limbeck.crd" COUPLED, "contrastive representation distillation (batch-coupled)";
+    Cka(CkaSettings) = "limbeck.cka" COUPLED, "one minus linear centred kernel alignment (batch-coupled)";
+    Mmd(MmdSettings) = "limbeck.mmd" COUPLED, "maximum mean discrepancy of two sets (batch-coupled)";
+    Coral(CoralSettings) = "limbeck.coral" COUPLED, "distance of covariances of two sets (batch-coupled)";
 }
