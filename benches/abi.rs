@@ -46,7 +46,7 @@ fn instance(folder: &Path) -> Instance {
 
 /// Median nanoseconds of one call.
 fn time(mut call: impl FnMut()) -> Vec<f64> {
-    (0..ROUNDS)
+    (0..support::rounds(ROUNDS))
         .map(|_| {
             let begin = Instant::now();
             for _ in 0..CALLS {

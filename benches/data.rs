@@ -61,7 +61,8 @@ fn read(folder: &Path, dataset: &str) -> (f64, usize) {
 }
 
 fn measure(folder: &Path, what: &str, bytes: usize, dataset: &str) -> Value {
-    let runs: Vec<(f64, usize)> = (0..ROUNDS).map(|_| read(folder, dataset)).collect();
+    let runs: Vec<(f64, usize)> =
+        (0..support::rounds(ROUNDS)).map(|_| read(folder, dataset)).collect();
     let seconds: Vec<f64> = runs.iter().map(|(s, _)| *s).collect();
     let median = support::median(&seconds);
     let speed = bytes as f64 / 1e6 / median;

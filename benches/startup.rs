@@ -36,7 +36,7 @@ fn main() {
     let mut limbeck = Vec::new();
     let mut theirs: Vec<Vec<f64>> = vec![Vec::new(); peers.len()];
     // The first round only warms the page cache.
-    for round in 0..=ROUNDS {
+    for round in 0..=support::rounds(ROUNDS) {
         let begin = Instant::now();
         support::run_limbeck(&pipeline, &[], &["--max-steps", "1"], &[75]);
         let ours = 1e3 * begin.elapsed().as_secs_f64();

@@ -13,9 +13,11 @@ use std::time::Instant;
 
 const ROUNDS: usize = 5;
 const SHORT: u32 = 500;
-const LONG: u32 = 4500;
 
-fn limbeck_us(case: &str) -> f64 {
+/// Cases and the steps of their long run: about half a second and more beyond the short one.
+const CASES: [(&str, u32); 3] = [("student", 20_500), ("teacher", 4_500), ("distill", 10_500)];
+
+fn limbeck_us(case: &str, long: u32) -> f64 {
     let pipeline = support::root().join(format!("benches/pipelines/{case}.yaml"));
     let seconds = |steps: u32| {
         let sets = [format!("stages.bench.steps={steps}")];
@@ -24,7 +26,7 @@ fn limbeck_us(case: &str) -> f64 {
         begin.elapsed().as_secs_f64()
     };
     let short = seconds(SHORT);
-    1e6 * (seconds(LONG) - short) / f64::from(LONG - SHORT)
+    1e6 * (seconds(long) - short) / f64::from(long - SHORT)
 }
 
 /// Variants of the peer: the answer counts the fastest, so that it is not slowed by a choice of ours.
@@ -50,12 +52,12 @@ fn torch_us(case: &str, (adamw, loader, threads): (&str, &str, &str)) -> Option<
 fn main() {
     let machine = support::machine();
     let mut results = Vec::new();
-    for case in ["student", "teacher", "distill"] {
+    for (case, long) in CASES {
         let mut limbeck = Vec::new();
         let mut torch: Vec<Vec<f64>> = vec![Vec::new(); VARIANTS.len()];
         let mut version = Value::Null;
-        for _ in 0..ROUNDS {
-            limbeck.push(limbeck_us(case));
+        for _ in 0..support::rounds(ROUNDS) {
+            limbeck.push(limbeck_us(case, long));
             for (runs, variant) in torch.iter_mut().zip(VARIANTS) {
                 if let Some((us, found)) = torch_us(case, variant) {
                     runs.push(us);

@@ -13,6 +13,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// Rounds of a bench; `BENCH_ROUNDS` overrides, to try a bench out.
+pub fn rounds(usual: usize) -> usize {
+    let asked = std::env::var("BENCH_ROUNDS").ok().and_then(|r| r.parse().ok());
+    asked.filter(|r| *r > 0).unwrap_or(usual)
+}
+
 /// A fresh folder.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("limbeck-bench-").tempdir().expect("a temporary folder")
