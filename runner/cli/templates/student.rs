@@ -56,7 +56,7 @@ impl CandleStudent for @CAMEL@ {
     }
 
     fn forward(&self, call: &ModelCall<'_>) -> Result<Outputs> {
-        let hidden = linear(&call.input("pixel_values")?, &self.hidden)?.tanh()?;
+        let hidden = linear(call.input("pixel_values")?, &self.hidden)?.tanh()?;
         let mut out = Outputs::new();
         if call.wants("logits") {
             out.put("logits", linear(&hidden, &self.out)?);
