@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 cargo build --release --workspace
 for bench in abi data startup step; do
     echo "== $bench"
-    cargo bench --bench "$bench"
+    cargo bench --workspace --bench "$bench"
 done

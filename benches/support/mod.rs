@@ -77,7 +77,7 @@ fn date() -> String {
 /// Writes `benches/results/NAME.json` and says so.
 pub fn write(name: &str, machine: &Value, results: &Value) {
     let path = root().join(format!("benches/results/{name}.json"));
-    let command = format!("cargo bench --bench {name}");
+    let command = format!("cargo bench --workspace --bench {name}");
     let value = json!({"bench": name, "command": command, "machine": machine, "results": results});
     std::fs::create_dir_all(path.parent().expect("it has one")).expect("a results folder");
     std::fs::write(&path, format!("{value:#}\n")).expect("a writable results folder");
