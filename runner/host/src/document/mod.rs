@@ -9,13 +9,13 @@ pub mod guard;
 mod merge;
 mod node;
 mod reader;
+mod scalar;
 mod set;
 
 pub(crate) use node::shorten;
 pub use node::{Entry, Node, Value};
-pub(crate) use reader::{
-    Bounds, Field, Fields, Sink, choice_of, count_of, listed, number_of, text_of, wrong_type,
-};
+pub(crate) use reader::{Field, Fields, Sink};
+pub(crate) use scalar::{Bounds, choice_of, count_of, listed, number_of, text_of, wrong_type};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Span};
 use std::io::Read as _;

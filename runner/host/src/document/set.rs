@@ -211,6 +211,6 @@ fn unknown<'a>(part: &Part, known: impl Iterator<Item = &'a str>, level: &Level)
     match did_you_mean(&part.text, known.iter().copied()) {
         Some(near) => problem.help(format!("did you mean `{near}`?")),
         None if known.is_empty() => problem,
-        None => problem.help(format!("there is {}", super::reader::listed(&known))),
+        None => problem.help(format!("there is {}", super::scalar::listed(&known))),
     }
 }

@@ -8,6 +8,7 @@ mod error;
 mod evaluate;
 pub mod event;
 mod forward;
+mod gates;
 mod gradient;
 #[cfg(test)]
 mod harness;
@@ -34,6 +35,7 @@ mod stage;
 mod state;
 mod step;
 mod train_step;
+mod training;
 pub mod vfs;
 
 use crate::data::Datasets;

@@ -5,6 +5,7 @@
 
 mod bind;
 mod check;
+mod connect;
 mod ends;
 mod rows;
 mod shape;

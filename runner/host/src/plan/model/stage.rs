@@ -1,0 +1,104 @@
+//! The entries of `stages`, and what they take from earlier ones.
+
+use super::{Gate, Metric, TrainPlan};
+use crate::diagnostic::Span;
+use serde_json::Value as Json;
+use std::path::PathBuf;
+
+/// One task of a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskPlan {
+    /// Its name; `""` when the stage has `data` instead of `tasks`.
+    pub name: String,
+    /// Dataset id of the training rows.
+    pub train: String,
+    /// Dataset id of the evaluation rows.
+    pub valid: Option<String>,
+    /// Place.
+    pub span: Option<Span>,
+}
+
+/// One stage.
+#[derive(Clone, Debug)]
+pub struct StagePlan {
+    /// Position, 0-based.
+    pub index: usize,
+    /// `name`.
+    pub name: String,
+    /// Place of the stage's entry.
+    pub span: Option<Span>,
+    /// What it does.
+    pub work: Work,
+    /// The resolved stage, as in [`Plan::resolved`].
+    pub resolved: Json,
+}
+
+impl StagePlan {
+    /// `01-teacher`: its folder in the run directory.
+    pub fn folder(&self) -> String {
+        format!("{:02}-{}", self.index + 1, self.name)
+    }
+
+    /// The training part, if it trains.
+    pub fn training(&self) -> Option<&TrainPlan> {
+        match &self.work {
+            Work::Train(train) => Some(train),
+            _ => None,
+        }
+    }
+}
+
+/// `kind` and what belongs to it.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// `train` and `distill`.
+    Train(Box<TrainPlan>),
+    /// `eval`.
+    Eval(EvalPlan),
+    /// `export`.
+    Export(ExportPlan),
+}
+
+/// `{from: STAGE, which}`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FromStage {
+    /// Index of an earlier training stage.
+    pub stage: usize,
+    /// Which of its students.
+    pub which: Which,
+    /// Place.
+    pub span: Option<Span>,
+}
+
+/// `which`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The student at the end of the stage.
+    Last,
+    /// The student with the best metric.
+    Best,
+}
+
+/// An `eval` stage.
+#[derive(Clone, Debug)]
+pub struct EvalPlan {
+    /// Whose student; its plugin and settings are in that stage's plan.
+    pub model: FromStage,
+    /// Dataset ids.
+    pub data: Vec<String>,
+    /// What is measured.
+    pub metrics: Vec<Metric>,
+    /// Conditions.
+    pub gates: Vec<Gate>,
+    /// Rows per batch.
+    pub batch_size: usize,
+}
+
+/// An `export` stage.
+#[derive(Clone, Debug)]
+pub struct ExportPlan {
+    /// Whose student.
+    pub model: FromStage,
+    /// Where to, besides the stage's `out/`.
+    pub to: Option<PathBuf>,
+}
