@@ -9,6 +9,7 @@ mod faults;
 mod invalid;
 mod layers;
 mod pipelines;
+mod plugin_eval;
 mod resume;
 mod support;
 

@@ -280,6 +280,8 @@ pub enum PluginCommand {
     New(PluginNewArgs),
     /// Check a library against the contract, a process per check
     Check(PluginCheckArgs),
+    /// Run a loss once on tensors from a file; write value, metrics and gradients
+    Eval(PluginEvalArgs),
     /// Show every plugin and where it was found
     List,
     /// Show a plugin's ports, settings, ABI and hash
@@ -364,6 +366,47 @@ pub struct PluginCheckArgs {
     /// Run one check and print its result; how the program calls itself
     #[arg(long, value_name = "CHECK", hide = true)]
     pub run_one: Option<String>,
+}
+
+/// `plugin eval`.
+#[derive(Args, Debug)]
+pub struct PluginEvalArgs {
+    /// Plugin id of a loss
+    pub id: String,
+    /// Settings, as under `with` in a pipeline
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    pub with: String,
+    /// Safetensors file whose names are ports (and parameters) of the loss
+    #[arg(long, value_name = "FILE")]
+    pub inputs: PathBuf,
+    /// Safetensors file to write: `value`, `metric.NAME`, `grad.PORT`
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Convert float inputs to this type first
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<FloatArg>,
+    /// Device to compute on
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// What the sum over rows is divided by; default: the counted rows
+    #[arg(long, value_name = "X")]
+    pub normalizer: Option<f64>,
+    /// Factor of every gradient
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub grad_scale: f64,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatArg {
+    /// 32-bit float.
+    F32,
+    /// 64-bit float.
+    F64,
+    /// 16-bit IEEE float.
+    F16,
+    /// bfloat16.
+    Bf16,
 }
 
 impl From<WhichArg> for limbeck_host::plan::Which {

@@ -6,6 +6,7 @@ mod export;
 mod inputs;
 mod plan;
 mod plugin_check;
+mod plugin_eval;
 mod plugin_info;
 mod plugin_list;
 mod plugin_lock;
@@ -75,6 +76,7 @@ pub fn dispatch(command: Command, shell: &Shell) -> Answer {
         Command::Export(args) => export::export(&args, shell),
         Command::Plugin(PluginCommand::New(args)) => plugin_new::new(&args, shell),
         Command::Plugin(PluginCommand::Check(args)) => plugin_check::check(&args, shell),
+        Command::Plugin(PluginCommand::Eval(args)) => plugin_eval::eval(&args, shell),
         Command::Plugin(PluginCommand::Lock { file }) => plugin_lock::lock(file.as_deref(), shell),
         Command::Plugin(PluginCommand::List) => plugin_list::list(shell),
         Command::Plugin(PluginCommand::Info { plugin }) => plugin_info::info(&plugin, shell),
