@@ -11,7 +11,7 @@ mod weights;
 
 pub use candle_core::{self, D, DType as CandleDType, Device, Result as Candle, Tensor, Var};
 pub use loss::{CandleLoss, Inputs, LossAdapter};
-pub use model::{ModelCall, Outputs};
+pub use model::{GradSlot, ModelCall, Outputs, OwnBackward};
 pub use student::{CandleStudent, StudentAdapter};
 pub use teacher::{CandleTeacher, TeacherAdapter};
 pub use weights::{Buffer, Init, ParamSpec, Weights};

@@ -12,6 +12,7 @@ pub struct ModelCall<'a> {
     context: Context<'a>,
     wanted: Vec<&'a str>,
     train: bool,
+    recorded: bool,
     inputs: BTreeMap<String, Tensor>,
     device: Device,
 }
@@ -42,6 +43,10 @@ impl<'a> ModelCall<'a> {
     pub fn train(&self) -> bool {
         self.train
     }
+    /// Whether a backward pass may follow.
+    pub fn recorded(&self) -> bool {
+        self.recorded
+    }
     /// The stream of draws of one use (`"dropout.3"`) inside this call; equal on replay.
     pub fn rng(&self, name: &str) -> Random {
         self.context.rng(name)
@@ -56,9 +61,26 @@ impl<'a> ModelCall<'a> {
     }
 }
 
+/// Where the gradients of one backward pass go, in the order of parameters, then of inputs.
+pub struct GradSlot<'a> {
+    /// Parameter or input.
+    pub name: &'a str,
+    /// Its elements, row-major.
+    pub values: &'a mut [f32],
+    /// Add to it instead of overwriting it.
+    pub accumulate: bool,
+}
+
+/// A backward pass of the model's own: from the cotangents of outputs, by name, to all the slots.
+pub type OwnBackward =
+    Box<dyn FnOnce(Vec<(String, Tensor)>, Vec<GradSlot<'_>>) -> Result<()> + 'static>;
+
 /// The outputs of a model by name.
-#[derive(Debug, Default)]
-pub struct Outputs(BTreeMap<String, Tensor>);
+#[derive(Default)]
+pub struct Outputs {
+    tensors: BTreeMap<String, Tensor>,
+    backward: Option<OwnBackward>,
+}
 
 impl Outputs {
     /// None yet.
@@ -73,11 +95,21 @@ impl Outputs {
     }
     /// Adds one.
     pub fn put(&mut self, name: impl Into<String>, tensor: Tensor) {
-        self.0.insert(name.into(), tensor);
+        self.tensors.insert(name.into(), tensor);
+    }
+    /// The model's own way back, for a [`ModelCall::recorded`] pass of a student. Without it, gradients flow through
+    /// candle's graph.
+    #[must_use]
+    pub fn with_backward(mut self, backward: OwnBackward) -> Self {
+        self.backward = Some(backward);
+        self
+    }
+    pub(super) fn take_backward(&mut self) -> Option<OwnBackward> {
+        self.backward.take()
     }
     /// Takes a wanted one.
     pub(super) fn take(&self, name: &str) -> Result<Tensor> {
-        self.0.get(name).cloned().ok_or_else(|| {
+        self.tensors.get(name).cloned().ok_or_else(|| {
             Error::internal(format!("the model did not compute its output `{name}`")).tensor(name)
         })
     }
@@ -111,6 +143,7 @@ pub(super) fn prepare<'a>(
         context: *call.context(),
         wanted: call.wanted().to_vec(),
         train: call.train(),
+        recorded: call.param_grad() || call.input_grad(),
         inputs,
         device: device.clone(),
     };

@@ -4,10 +4,10 @@
 //! over the same storage. The twin sees every in-place write and records nothing.
 
 use super::weights::{Entry, Weights, parameters};
-use super::{ModelCall, Outputs, convert, model};
+use super::{GradSlot, ModelCall, Outputs, OwnBackward, convert, model};
 use crate::{
-    Activation, BackwardCall, Error, ForwardCall, Host, Output, Parameter, Ports, Result, Settings,
-    Student, Views,
+    Activation, BackwardCall, Error, ForwardCall, GradView, Host, Output, Parameter, Ports, Result,
+    Settings, Student, Views,
 };
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor, Var};
@@ -89,6 +89,7 @@ pub struct StudentAdapter<T: CandleStudent> {
 pub struct Tape {
     outputs: Vec<(String, Tensor)>,
     inputs: Vec<Option<Var>>,
+    backward: Option<OwnBackward>,
 }
 
 impl<T: CandleStudent> StudentAdapter<T> {
@@ -146,12 +147,13 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
         let (live, ports) = self.live()?;
         let recorded = call.param_grad() || call.input_grad();
         if model::has_no_rows(call, ports)? {
-            let tape = Tape { outputs: Vec::new(), inputs: Vec::new() };
+            let tape = Tape { outputs: Vec::new(), inputs: Vec::new(), backward: None };
             return Ok((model::empty_outputs(call, ports)?, recorded.then_some(tape)));
         }
         let (model_call, inputs) = model::prepare(call, ports, &live.device)?;
         let model = if call.param_grad() { &live.model } else { &live.twin };
-        let outputs = model.forward(&model_call)?;
+        let mut outputs = model.forward(&model_call)?;
+        let backward = outputs.take_backward();
         let mut exported = Vec::with_capacity(call.wanted().len());
         let mut kept = Vec::new();
         for name in call.wanted() {
@@ -161,11 +163,14 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
                 kept.push(((*name).to_owned(), tensor));
             }
         }
-        Ok((exported, recorded.then_some(Tape { outputs: kept, inputs })))
+        Ok((exported, recorded.then_some(Tape { outputs: kept, inputs, backward })))
     }
 
-    fn backward(&mut self, call: &BackwardCall<'_>, tape: Tape) -> Result<()> {
+    fn backward(&mut self, call: &BackwardCall<'_>, mut tape: Tape) -> Result<()> {
         let (live, ports) = self.live()?;
+        if let Some(backward) = tape.backward.take() {
+            return own_backward(call, &tape, backward, live, ports);
+        }
         let grads = vjp(call, &tape, &live.device)?;
         for (i, entry) in live.entries.values().enumerate() {
             let Some(to) = call.param_grad(i)? else { continue };
@@ -185,9 +190,77 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
     }
 }
 
+/// Lets the model write its gradients straight into the host's buffers; a buffer of another type or layout gets them
+/// from a copy. Buffers and frozen parameters have gradient 0.
+fn own_backward<T>(
+    call: &BackwardCall<'_>,
+    tape: &Tape,
+    backward: OwnBackward,
+    live: &Live<T>,
+    ports: &Ports,
+) -> Result<()> {
+    let mut wanted: Vec<(&str, GradView<'_>)> = Vec::new();
+    for (i, (name, entry)) in live.entries.iter().enumerate() {
+        match (call.param_grad(i)?, entry.trainable) {
+            (Some(to), true) => wanted.push((name, to)),
+            (Some(mut to), false) => to.put_zeros()?,
+            (None, _) => {}
+        }
+    }
+    for (i, port) in ports.inputs().enumerate() {
+        if let Some(mut to) = call.input_grad(i)? {
+            match tape.inputs.get(i) {
+                Some(Some(_)) => wanted.push((port.name(), to)),
+                _ => to.put_zeros()?,
+            }
+        }
+    }
+    let is_direct = |to: &GradView<'_>| to.dtype() == crate::DType::F32 && to.is_contiguous();
+    let mut copies: Vec<Vec<f32>> = wanted
+        .iter()
+        .map(|(_, to)| if is_direct(to) { Vec::new() } else { vec![0.0; to.elements()] })
+        .collect();
+    let mut slots = Vec::with_capacity(wanted.len());
+    for ((name, to), copy) in wanted.iter_mut().zip(&mut copies) {
+        slots.push(if is_direct(to) {
+            GradSlot { name, accumulate: to.accumulate(), values: to.slice_mut::<f32>()? }
+        } else {
+            GradSlot { name, accumulate: false, values: copy }
+        });
+    }
+    backward(cotangents(call, tape, &live.device)?, slots)?;
+    for ((_, mut to), copy) in wanted.into_iter().zip(&copies) {
+        if !is_direct(&to) {
+            to.put(1.0, copy)?;
+        }
+    }
+    Ok(())
+}
+
 /// Gradients of `Σ <output, cotangent>`.
 fn vjp(call: &BackwardCall<'_>, tape: &Tape, device: &Device) -> Result<GradStore> {
     let mut root: Option<Tensor> = None;
+    for (name, cotangent) in cotangents(call, tape, device)? {
+        let Some((_, output)) = tape.outputs.iter().find(|(n, _)| *n == name) else { continue };
+        let seed = output.apply_op1(Seed { cotangent })?;
+        root = Some(match root {
+            Some(sum) => (sum + seed)?,
+            None => seed,
+        });
+    }
+    match root {
+        Some(root) => Ok(root.backward()?),
+        None => Ok(GradStore::default()),
+    }
+}
+
+/// Copies of the cotangents by output; each is checked against what the forward pass gave.
+fn cotangents(
+    call: &BackwardCall<'_>,
+    tape: &Tape,
+    device: &Device,
+) -> Result<Vec<(String, Tensor)>> {
+    let mut out = Vec::new();
     for (name, view) in call.cotangents()? {
         let Some((_, output)) = tape.outputs.iter().find(|(n, _)| n == name) else {
             if view.elements() == 0 {
@@ -202,16 +275,9 @@ fn vjp(call: &BackwardCall<'_>, tape: &Tape, device: &Device) -> Result<GradStor
                 format!("cotangent {:?} for an output {:?}", cotangent.dims(), output.dims());
             return Err(Error::invalid_argument(message).tensor(name));
         }
-        let seed = output.apply_op1(Seed { cotangent })?;
-        root = Some(match root {
-            Some(sum) => (sum + seed)?,
-            None => seed,
-        });
+        out.push((name.to_owned(), cotangent));
     }
-    match root {
-        Some(root) => Ok(root.backward()?),
-        None => Ok(GradStore::default()),
-    }
+    Ok(out)
 }
 
 /// A scalar whose gradient with respect to its argument is `cotangent`: the product that `Σ output · cotangent` would
