@@ -5,6 +5,7 @@
 mod abi;
 mod cli;
 mod conformance;
+mod encoders;
 mod faults;
 mod invalid;
 mod layers;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::error::ModelError;
 use crate::params::{ParamSpec, Params};
-use crate::{cnn, mlp};
+use crate::{bert, cnn, distilbert, mlp};
 
 /// How a forward pass runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,14 +103,33 @@ pub trait Architecture: Send + Sync {
     /// As [`Architecture::params`]; [`ModelError::MissingParam`], [`ModelError::ParamShape`].
     fn build(&self, params: &Params) -> Result<Box<dyn Model>, ModelError>;
 
-    /// Numbers that all outputs of one row hold together, about what a forward pass keeps for a backward pass.
-    fn activations_per_row(&self) -> u64 {
+    /// From the name of a tensor in a file to the parameter that it is; equal names when left alone.
+    fn stored(&self) -> Box<dyn Fn(&str) -> Stored> {
+        Box::new(|name| Stored::Param(name.to_owned()))
+    }
+
+    /// About how many numbers a forward pass keeps for a backward pass, for a first input of this shape: when left
+    /// alone, all that the outputs of its rows hold together.
+    fn activations(&self, input: &[usize]) -> u64 {
         let size = |shape: &str| {
             let sizes = shape.split(',').filter_map(|axis| axis.parse::<u64>().ok());
             sizes.fold(1, u64::saturating_mul)
         };
-        self.outputs().iter().map(|port| size(&port.shape)).fold(0, u64::saturating_add)
+        let a_row =
+            self.outputs().iter().map(|port| size(&port.shape)).fold(0, u64::saturating_add);
+        a_row.saturating_mul(input.first().copied().unwrap_or(0) as u64)
     }
+}
+
+/// What a tensor of a file is to an architecture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// The parameter of this name.
+    Param(String),
+    /// Something that the model has no use for, such as another head or a constant.
+    Skipped,
+    /// Nothing that belongs there.
+    Unknown,
 }
 
 /// An architecture with its tensors.
@@ -127,15 +146,92 @@ pub trait Model: Send + Sync {
         wanted: &[&str],
         mode: Mode,
     ) -> Result<Vec<Tensor>, ModelError>;
+
+    /// As [`Model::forward`], with what a backward pass of the model's own needs. `None`: there is none, gradients flow
+    /// through candle's graph.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    fn record(
+        &self,
+        _inputs: &Inputs<'_>,
+        _wanted: &[&str],
+        _mode: Mode,
+    ) -> Result<Option<Recorded>, ModelError> {
+        Ok(None)
+    }
+}
+
+/// A forward pass and its way back.
+pub struct Recorded {
+    /// The wanted outputs in their order.
+    pub outputs: Vec<Tensor>,
+    /// The way back.
+    pub tape: Box<dyn Tape>,
+}
+
+/// A recorded forward pass.
+pub trait Tape {
+    /// Takes the cotangents of outputs, by their place among the wanted ones, to gradients. Each buffer of `grads` is
+    /// overwritten, or added to where it says so; one that the pass did not use becomes 0.
+    ///
+    /// # Errors
+    /// A cotangent or a buffer of another size; candle's.
+    fn backward(
+        self: Box<Self>,
+        cotangents: &[(usize, Tensor)],
+        grads: Grads<'_, f32>,
+    ) -> Result<(), ModelError>;
+}
+
+/// Where the gradients of parameters and inputs go, by name; those that nobody wants are absent.
+pub struct Grads<'a, T>(BTreeMap<String, Grad<'a, T>>);
+
+/// A buffer for one gradient, row-major.
+pub struct Grad<'a, T> {
+    /// Its elements.
+    pub values: &'a mut [T],
+    /// Add to it instead of overwriting it.
+    pub accumulate: bool,
+}
+
+impl<'a, T: Default> Grads<'a, T> {
+    /// Takes a buffer out, overwriting ones filled with 0, so that adding is always right.
+    pub(crate) fn take(&mut self, name: &str) -> Option<&'a mut [T]> {
+        let Grad { values, accumulate } = self.0.remove(name)?;
+        if !accumulate {
+            values.fill_with(T::default);
+        }
+        Some(values)
+    }
+
+    /// Fills what is left as [`Grads::take`] does.
+    pub(crate) fn clear(&mut self) {
+        while let Some(name) = self.0.keys().next().cloned() {
+            self.take(&name);
+        }
+    }
+}
+
+impl<'a, T> FromIterator<(String, Grad<'a, T>)> for Grads<'a, T> {
+    fn from_iter<I: IntoIterator<Item = (String, Grad<'a, T>)>>(items: I) -> Self {
+        Self(items.into_iter().collect())
+    }
 }
 
 type Parse = fn(&Map<String, Value>) -> Result<Box<dyn Architecture>, ModelError>;
 
-const TABLE: [(&str, Parse); 2] =
-    [(mlp::MODEL_TYPE, parse::<mlp::Config>), (cnn::MODEL_TYPE, parse::<cnn::Config>)];
+const TABLE: [(&str, Parse); 5] = [
+    (mlp::MODEL_TYPE, parse::<mlp::Config>),
+    (cnn::MODEL_TYPE, parse::<cnn::Config>),
+    ("bert", bert::parse),
+    ("roberta", bert::parse),
+    ("distilbert", distilbert::parse),
+];
 
 /// Values of `model_type` that [`from_config`] knows.
-pub const KNOWN_MODEL_TYPES: [&str; TABLE.len()] = [TABLE[0].0, TABLE[1].0];
+pub const KNOWN_MODEL_TYPES: [&str; TABLE.len()] =
+    [TABLE[0].0, TABLE[1].0, TABLE[2].0, TABLE[3].0, TABLE[4].0];
 
 /// The architecture that a `config.json` describes; fields that it does not know are left alone.
 ///
@@ -187,11 +283,11 @@ mod tests {
     fn an_unknown_model_type_lists_the_known_ones() {
         assert_eq!(
             error_of(json!({"model_type": "gpt9"})),
-            "unknown model_type `gpt9`; known are limbeck-mlp, limbeck-cnn"
+            "unknown model_type `gpt9`; known are limbeck-mlp, limbeck-cnn, bert, roberta, distilbert"
         );
         assert_eq!(
             error_of(json!({"classes": 3})),
-            "`model_type` is missing; known are limbeck-mlp, limbeck-cnn"
+            "`model_type` is missing; known are limbeck-mlp, limbeck-cnn, bert, roberta, distilbert"
         );
     }
 

@@ -48,6 +48,14 @@ pub enum ModelError {
         /// Shape in the notation of ports.
         wanted: String,
     },
+    /// An input has a value that the model cannot take.
+    #[error("input `{name}` {problem}")]
+    InputValue {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong, with the value found.
+        problem: String,
+    },
     /// A name that is not an output of the model.
     #[error("the model has no output `{0}`")]
     UnknownOutput(String),

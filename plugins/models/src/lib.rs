@@ -23,14 +23,20 @@
 #![warn(missing_docs)]
 
 mod architecture;
+pub mod bert;
 pub mod cnn;
+pub mod distilbert;
 mod error;
 pub mod layers;
 pub mod mlp;
 mod params;
 mod random;
+pub mod transformer;
 pub mod weights;
 
-pub use architecture::{Architecture, Inputs, KNOWN_MODEL_TYPES, Mode, Model, Port, from_config};
+pub use architecture::{
+    Architecture, Grad, Grads, Inputs, KNOWN_MODEL_TYPES, Mode, Model, Port, Recorded, Stored,
+    Tape, from_config,
+};
 pub use error::ModelError;
 pub use params::{Init, ParamSpec, Params, Role};

@@ -3,6 +3,9 @@
 //! Philox 4x32-10. Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 //! Invariant: equal key and position give equal bits on every machine and for every number of threads.
 
+/// Blocks that are drawn at a time.
+pub(crate) const LANES: usize = 16;
+
 /// Draws of one purpose (a parameter's initial values, one dropout of one call).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stream {
@@ -30,6 +33,33 @@ impl Stream {
     #[inline]
     pub(crate) fn block(self, index: u64) -> [u32; 4] {
         philox([index as u32, (index >> 32) as u32, self.high[0], self.high[1]], self.key)
+    }
+
+    /// The draws of [`LANES`] blocks, as [`Stream::block`] gives them; to be inlined into a kernel of wide registers.
+    #[inline(always)]
+    pub(crate) fn blocks(self, first: u64) -> [u32; 4 * LANES] {
+        let index = |lane: usize| first.wrapping_add(lane as u64);
+        let mut a: [u32; LANES] = std::array::from_fn(|lane| index(lane) as u32);
+        let mut b: [u32; LANES] = std::array::from_fn(|lane| (index(lane) >> 32) as u32);
+        let (mut c, mut d) = ([self.high[0]; LANES], [self.high[1]; LANES]);
+        let mut k = self.key;
+        for _ in 0..10 {
+            for (((a, b), c), d) in a.iter_mut().zip(&mut b).zip(&mut c).zip(&mut d) {
+                let p0 = u64::from(*a) * 0xD251_1F53;
+                let p1 = u64::from(*c) * 0xCD9E_8D57;
+                *a = (p1 >> 32) as u32 ^ *b ^ k[0];
+                *b = p1 as u32;
+                *c = (p0 >> 32) as u32 ^ *d ^ k[1];
+                *d = p0 as u32;
+            }
+            k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
+        }
+        let mut draws = [0; 4 * LANES];
+        let lanes = a.iter().zip(&b).zip(&c).zip(&d);
+        for (draws, (((&a, &b), &c), &d)) in draws.chunks_exact_mut(4).zip(lanes) {
+            draws.copy_from_slice(&[a, b, c, d]);
+        }
+        draws
     }
 
     /// `count` numbers, uniform in `[0, 1)`, 53 bits each.
@@ -95,6 +125,17 @@ mod tests {
             philox([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
+    }
+
+    #[test]
+    fn blocks_drawn_together_equal_blocks_drawn_alone() {
+        let stream = Stream::new([1, 2], 3);
+        // The middle one carries into the second word of the counter.
+        for first in [0, u64::from(u32::MAX) - 7, 1 << 40] {
+            let alone: Vec<u32> =
+                (0..LANES as u64).flat_map(|lane| stream.block(first + lane)).collect();
+            assert_eq!(stream.blocks(first).as_slice(), alone);
+        }
     }
 
     #[test]

@@ -13,10 +13,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use serde_json::{Map, Value};
 
-use crate::architecture::{Architecture, from_config};
+use crate::architecture::{Architecture, Stored, from_config};
 use crate::error::ModelError;
 use crate::params::{ParamSpec, Params};
 use safetensors::Reader;
@@ -125,6 +125,16 @@ impl Folder {
         &self.config
     }
 
+    /// `model_type` of `config.json`.
+    pub fn model_type(&self) -> Option<&str> {
+        self.config.get("model_type").and_then(Value::as_str)
+    }
+
+    /// Reads the folder as one of another class, e.g. `BertModel`: the first of `architectures`.
+    pub fn set_class(&mut self, class: &str) {
+        self.config.insert("architectures".to_owned(), serde_json::json!([class]));
+    }
+
     /// The architecture that `config.json` describes.
     ///
     /// # Errors
@@ -134,7 +144,16 @@ impl Folder {
             .map_err(|source| WeightsError::Config { path: self.path.join("config.json"), source })
     }
 
-    /// The tensors of `specs` as `dtype` on `device`: from `model.safetensors`, else from the shards that
+    /// Compares names and shapes of the folder's tensors with the parameters of `architecture`. Reads the headers of
+    /// its files only.
+    ///
+    /// # Errors
+    /// All of [`WeightsError`].
+    pub fn check(&self, architecture: &dyn Architecture) -> Result<(), WeightsError> {
+        self.wanted(architecture).map(|_| ())
+    }
+
+    /// The parameters of `architecture` as `dtype` on `device`: from `model.safetensors`, else from the shards that
     /// `model.safetensors.index.json` lists.
     ///
     /// `progress` is called after each tensor with the number read; it stops the reading by `false`, and the
@@ -144,35 +163,64 @@ impl Folder {
     /// All of [`WeightsError`].
     pub fn params(
         &self,
-        specs: &[ParamSpec],
+        architecture: &dyn Architecture,
         dtype: DType,
         device: &Device,
         mut progress: impl FnMut(usize) -> bool,
     ) -> Result<Option<Params>, WeightsError> {
-        let files = self.files()?;
-        let wanted: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
-        let surplus: Vec<String> =
-            files.names.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect();
-        let missing: Vec<String> = specs
-            .iter()
-            .filter(|spec| !files.names.contains_key(&spec.name))
-            .map(|spec| spec.name.clone())
-            .collect();
+        let (mut files, wanted) = self.wanted(architecture)?;
+        let mut params = Params::default();
+        for (done, (spec, stored)) in wanted.iter().enumerate() {
+            params.insert(
+                &spec.name,
+                files.reader(stored)?.tensor(stored, &spec.shape, dtype, device)?,
+            );
+            if !progress(done + 1) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(params))
+    }
+
+    /// The open files, and each parameter with the name of its tensor.
+    fn wanted(
+        &self,
+        architecture: &dyn Architecture,
+    ) -> Result<(Files, Vec<(ParamSpec, String)>), WeightsError> {
+        let specs = architecture.params().map_err(|source| WeightsError::Config {
+            path: self.path.join("config.json"),
+            source,
+        })?;
+        let mut files = self.files()?;
+        let stored = architecture.stored();
+        let known: BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let mut places: BTreeMap<String, String> = BTreeMap::new();
+        let mut surplus = Vec::new();
+        for name in files.names.keys() {
+            match stored(name) {
+                Stored::Skipped => {}
+                Stored::Param(param) if known.contains(param.as_str()) => {
+                    places.insert(param, name.clone());
+                }
+                _ => surplus.push(name.clone()),
+            }
+        }
+        let is_missing = |spec: &&ParamSpec| !places.contains_key(&spec.name);
+        let missing: Vec<String> =
+            specs.iter().filter(is_missing).map(|spec| spec.name.clone()).collect();
         if !missing.is_empty() {
             return Err(WeightsError::Missing { path: files.listing, names: missing });
         }
         if !surplus.is_empty() {
             return Err(WeightsError::Surplus { path: files.listing, names: surplus });
         }
-        let mut files = files;
-        let mut params = Params::default();
-        for (done, spec) in specs.iter().enumerate() {
-            params.insert(&spec.name, files.tensor(spec, dtype, device)?);
-            if !progress(done + 1) {
-                return Ok(None);
-            }
+        let mut wanted = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let name = places.remove(&spec.name).unwrap_or_else(|| spec.name.clone());
+            files.reader(&name)?.check(&name, &spec.shape)?;
+            wanted.push((spec, name));
         }
-        Ok(Some(params))
+        Ok((files, wanted))
     }
 
     fn files(&self) -> Result<Files, WeightsError> {
@@ -210,20 +258,13 @@ struct Files {
 }
 
 impl Files {
-    fn tensor(
-        &mut self,
-        spec: &ParamSpec,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Tensor, WeightsError> {
-        let reader = self.names.get(&spec.name).and_then(|&place| self.readers.get_mut(place));
-        match reader {
-            Some(reader) => reader.tensor(&spec.name, &spec.shape, dtype, device),
-            None => Err(WeightsError::Missing {
-                path: self.listing.clone(),
-                names: vec![spec.name.clone()],
-            }),
-        }
+    /// The file that holds a tensor.
+    fn reader(&mut self, name: &str) -> Result<&mut Reader, WeightsError> {
+        let reader = self.names.get(name).and_then(|&place| self.readers.get_mut(place));
+        reader.ok_or_else(|| WeightsError::Missing {
+            path: self.listing.clone(),
+            names: vec![name.to_owned()],
+        })
     }
 }
 

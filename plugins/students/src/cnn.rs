@@ -116,7 +116,9 @@ impl CandleStudent for Cnn {
     }
 
     fn build(settings: &Settings, weights: &mut Weights<'_>) -> Result<Self> {
-        model::build(&settings.config(), settings.init.as_ref(), weights).map(Self)
+        let config = settings.config();
+        let read = model::read(&config, settings.init.as_ref(), weights)?;
+        model::build(&config, read, weights).map(Self)
     }
 
     fn forward(&self, call: &ModelCall<'_>) -> Result<Outputs> {

@@ -2,8 +2,8 @@
 //!
 //! Knows no architecture. Invariant: both builds of an activation go through the same code over the same storage.
 
-use limbeck_models::{Architecture, Mode, Model, ModelError, Params, Role};
-use limbeck_sdk::candle::{CandleDType, ModelCall, Outputs, Weights};
+use limbeck_models::{Architecture, Grad, Mode, Model, ModelError, Params, Recorded, Role};
+use limbeck_sdk::candle::{CandleDType, GradSlot, ModelCall, Outputs, Weights};
 use limbeck_sdk::prelude::*;
 
 use crate::start::Start;
@@ -55,30 +55,40 @@ pub(crate) fn estimate(
     let specs = architecture.params().map_err(setting_error)?;
     let held = specs.iter().map(|spec| spec.count() as u64 * FLOAT).sum::<u64>();
     let Some(view) = inputs.get(0)? else { return Ok(Some((held, 2 * held))) };
-    let rows = view.shape().first().copied().unwrap_or(0).max(0) as u64;
-    let activations = rows.saturating_mul(architecture.activations_per_row());
+    let shape: Vec<usize> = view.shape().iter().map(|&size| size.max(0) as usize).collect();
+    let activations = architecture.activations(&shape);
     Ok(Some((held, held.saturating_add(activations.saturating_mul(3 * FLOAT)))))
 }
 
-/// Builds a model over `weights`; the first build draws or reads their values.
-pub(crate) fn build(
+/// The values of a student that starts from a folder, for the first of its two builds.
+pub(crate) fn read(
     architecture: &dyn Architecture,
     start: Option<&Start>,
+    weights: &Weights<'_>,
+) -> Result<Option<Params>> {
+    match start {
+        Some(start) if !weights.is_twin() => start.read(architecture, weights).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Builds a model over `weights`; the first build takes values from `read`, and draws those that are not there.
+pub(crate) fn build(
+    architecture: &dyn Architecture,
+    read: Option<Params>,
     weights: &mut Weights<'_>,
 ) -> Result<Built> {
     let specs = architecture.params().map_err(setting_error)?;
-    let read = match start {
-        Some(start) if !weights.is_twin() => Some(start.read(&specs, weights)?),
-        _ => None,
-    };
     let key = weights.context().rng_key();
     let internal = |error: ModelError| Error::internal(error.to_string());
     let mut params = Params::default();
     for spec in &specs {
         let (is_trained, no_decay) = (spec.role != Role::Buffer, spec.role != Role::Weight);
         let value = |device: &limbeck_sdk::candle::Device| match &read {
-            Some(read) => read.get(&spec.name, &spec.shape).map_err(internal),
-            None => spec.initial(key, CandleDType::F32, device).map_err(internal),
+            Some(read) if read.contains(&spec.name) => {
+                read.get(&spec.name, &spec.shape).map_err(internal)
+            }
+            _ => spec.initial(key, CandleDType::F32, device).map_err(internal),
         };
         let tensor = weights.add_with(&spec.name, &spec.shape, is_trained, no_decay, value)?;
         params.insert(&spec.name, tensor);
@@ -100,12 +110,32 @@ impl Built {
             Some(tensor.to_dtype(*dtype).map(|tensor| (name.as_str(), tensor)))
         });
         let inputs = given.collect::<std::result::Result<_, _>>()?;
-        let tensors = self.model.forward(&inputs, call.wanted(), mode).map_err(call_error)?;
+        let wanted = call.wanted();
+        let recorded = match call.recorded() {
+            true => self.model.record(&inputs, wanted, mode).map_err(call_error)?,
+            false => None,
+        };
+        let (tensors, tape) = match recorded {
+            Some(Recorded { outputs, tape }) => (outputs, Some(tape)),
+            None => (self.model.forward(&inputs, wanted, mode).map_err(call_error)?, None),
+        };
         let mut outputs = Outputs::new();
-        for (name, tensor) in call.wanted().iter().zip(tensors) {
+        for (name, tensor) in wanted.iter().zip(tensors) {
             outputs.put(*name, tensor);
         }
-        Ok(outputs)
+        let Some(tape) = tape else { return Ok(outputs) };
+        let names: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+        Ok(outputs.with_backward(Box::new(move |cotangents, slots| {
+            let place = |name: String| names.iter().position(|wanted| *wanted == name);
+            let cotangents: Vec<_> = cotangents
+                .into_iter()
+                .filter_map(|(name, tensor)| Some((place(name)?, tensor)))
+                .collect();
+            let grads = slots.into_iter().map(|GradSlot { name, values, accumulate }| {
+                (name.to_owned(), Grad { values, accumulate })
+            });
+            tape.backward(&cotangents, grads.collect()).map_err(call_error)
+        })))
     }
 }
 
@@ -113,7 +143,9 @@ fn call_error(error: ModelError) -> Error {
     match error {
         ModelError::Candle(error) => error.into(),
         ModelError::UnknownOutput(_) => Error::not_found(error.to_string()),
-        ModelError::MissingInput(name) | ModelError::InputShape { name, .. } => {
+        ModelError::MissingInput(name)
+        | ModelError::InputShape { name, .. }
+        | ModelError::InputValue { name, .. } => {
             Error::invalid_argument(error.to_string()).tensor(name)
         }
         _ => Error::internal(error.to_string()),

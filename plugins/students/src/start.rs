@@ -59,11 +59,12 @@ impl Start {
     ///
     /// # Errors
     /// CANCELLED; IO and BAD_DATA with file and tensor.
-    pub(crate) fn read(&self, specs: &[ParamSpec], weights: &Weights<'_>) -> Result<Params> {
+    pub(crate) fn read(&self, ours: &dyn Architecture, weights: &Weights<'_>) -> Result<Params> {
+        let total = specs(ours)?.len() as u64;
         let folder = Folder::open(&self.path).map_err(file_error)?;
         let context = weights.context();
-        let params = folder.params(specs, CandleDType::F32, weights.device(), |done| {
-            context.progress(done as u64, specs.len() as u64, "initial weights");
+        let params = folder.params(ours, CandleDType::F32, weights.device(), |done| {
+            context.progress(done as u64, total, "initial weights");
             context.check_cancelled().is_ok()
         });
         params.map_err(file_error)?.ok_or_else(Error::cancelled)
@@ -75,7 +76,7 @@ fn specs(architecture: &dyn Architecture) -> Result<Vec<ParamSpec>> {
 }
 
 /// An error and its causes in one line.
-fn text(error: &dyn std::error::Error) -> String {
+pub(crate) fn text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -88,7 +89,7 @@ fn text(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn file_error(error: WeightsError) -> Error {
+pub(crate) fn file_error(error: WeightsError) -> Error {
     let file = || error.path().display().to_string();
     let bad_data = || Error::bad_data(text(&error)).note("file", file());
     match &error {

@@ -10,6 +10,7 @@ use limbeck_sdk::testing::{Flags, MockHost, MockInstance, MockParam};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 use crate::cnn::Cnn;
+use crate::encoder::{Bert, DistilBert};
 use crate::mlp::Mlp;
 
 const TRAIN: Flags = Flags { train: true, param_grad: true, input_grad: false };
@@ -342,4 +343,113 @@ fn time_of_a_digits_step() {
         let (low, median) = (times[times.len() / 10], times[times.len() / 2]);
         println!("64-{hidden:?}-10, batch 32: median {median:.1} us, tenth percentile {low:.1} us");
     }
+}
+
+fn encoder_settings() -> Value {
+    json!({"layers": 2, "heads": 2, "dim": 8, "vocab_size": 20, "max_positions": 8, "classes": 3,
+        "dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0})
+}
+
+fn distilbert(settings: &Value, key: [u64; 2]) -> MockInstance {
+    let host = MockHost::new();
+    let mut student = host.student::<StudentAdapter<DistilBert>>(&settings.to_string()).unwrap();
+    student.activate(key).unwrap();
+    student
+}
+
+fn tokens() -> Vec<Option<Column>> {
+    let ids = Column::new("input_ids", &[2, 3], &[5i64, 6, 7, 8, 9, 0]).unwrap();
+    let mask = Column::new("attention_mask", &[2, 3], &[1i64, 1, 1, 1, 1, 0]).unwrap();
+    vec![Some(ids), Some(mask), None]
+}
+
+/// The folders that `tests/peers/encoders.py` wrote.
+fn encoder_folder(case: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/encoders").join(case)
+}
+
+#[test]
+fn every_parameter_of_an_encoder_is_trained_and_accumulation_adds() {
+    let student = distilbert(&encoder_settings(), [1, 2]);
+    let params = student.params().unwrap();
+    let backward = |accumulate: bool| {
+        let (_, tape) = student.forward(&tokens(), &["logits"], TRAIN, [9, 9]).unwrap();
+        let cotangent = wave("logits", &[2, 3]);
+        let start = if accumulate { 1.0 } else { f32::NAN };
+        let mut grads: Vec<Option<(Column, bool)>> = params
+            .iter()
+            .map(|param| {
+                let count = param.shape.iter().product::<i64>() as usize;
+                let column = Column::new(param.name.clone(), &param.shape, &vec![start; count]);
+                Some((column.unwrap(), accumulate))
+            })
+            .collect();
+        student.backward(tape.unwrap(), &[cotangent], &mut grads, &mut [None, None, None]).unwrap();
+        grads.into_iter().map(|grad| values(&grad.unwrap().0)).collect::<Vec<_>>()
+    };
+    let (plain, added) = (backward(false), backward(true));
+    for ((param, plain), added) in params.iter().zip(&plain).zip(&added) {
+        let norm = plain.iter().map(|g| g * g).sum::<f64>().sqrt();
+        assert!(norm > 1e-9 || param.name.ends_with("k_lin.bias"), "{}: {norm}", param.name);
+        assert!(plain.iter().zip(added).all(|(p, a)| (p + 1.0 - a).abs() < 1e-5), "{}", param.name);
+    }
+}
+
+#[test]
+fn an_encoder_starts_from_blocks_of_a_folder_of_another_family() {
+    // The source's three blocks, then its first and last one.
+    let folder = encoder_folder("bert-classification");
+    for layers in [vec![0, 1, 2], vec![0, 2]] {
+        let mut settings = json!({"classes": 3, "init": {"path": folder, "layers": layers}});
+        settings["dropout"] = json!(0.0);
+        let student = distilbert(&settings, [1, 2]);
+        let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+        let source = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        for (block, from) in layers.iter().enumerate() {
+            let name = format!("bert.encoder.layer.{from}.output.dense.weight");
+            let wanted = source.tensor(&name).unwrap().data().to_vec();
+            let ours = format!("distilbert.transformer.layer.{block}.ffn.lin2.weight");
+            let params = student.params().unwrap();
+            let found = params.iter().find(|param| param.name == ours).unwrap().values().unwrap();
+            let found: Vec<u8> = found.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect();
+            assert_eq!(found, wanted, "{ours}");
+        }
+        if layers.len() == 3 {
+            // DistilBERT has no token types: those of type 0 are in its positions, so states are BERT's.
+            let settings = json!({"head": "embedding", "init": {"path": folder}}).to_string();
+            let host = MockHost::new();
+            let mut bert = host.student::<StudentAdapter<Bert>>(&settings).unwrap();
+            bert.activate([3, 4]).unwrap();
+            let mut inputs = tokens();
+            let (ours, _) = student.forward(&inputs, &["hidden.3"], EVAL, [0, 0]).unwrap();
+            inputs.push(None);
+            let (theirs, _) = bert.forward(&inputs, &["hidden.3"], EVAL, [0, 0]).unwrap();
+            let pairs = values(&ours[0]).into_iter().zip(values(&theirs[0]));
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+    }
+}
+
+#[test]
+fn a_source_that_does_not_fit_is_refused_with_its_place() {
+    let refused = |more: Value| {
+        let mut settings = json!({"init": {"path": encoder_folder("bert-classification")}});
+        settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let host = MockHost::new();
+        let student = host.student::<StudentAdapter<DistilBert>>(&settings.to_string()).unwrap();
+        let error = student.port_names().unwrap_err();
+        (error.find_note("pointer").unwrap_or_default().to_owned(), error.message().to_owned())
+    };
+    let (pointer, message) = refused(json!({"dim": 8}));
+    assert_eq!(pointer, "/dim");
+    assert_eq!(message, "`dim` is 8, the source of `init` has 16");
+    let path = encoder_folder("bert-classification");
+    let (pointer, message) = refused(json!({"init": {"path": path, "layers": [0, 3]}}));
+    assert_eq!(pointer, "/init/layers");
+    assert!(message.contains("lists block 3, the source has 0 to 2"), "{message}");
+    let (pointer, _) = refused(json!({"init": {"path": encoder_folder("roberta-classification")}}));
+    assert_eq!(pointer, "/init/layers");
+    let host = MockHost::new();
+    let error = host.student::<StudentAdapter<DistilBert>>("{\"layers\": 2}").err().unwrap();
+    assert_eq!(error.message(), "`dim` is left out, and no `init` has one");
 }

@@ -5,9 +5,10 @@
 
 use std::path::PathBuf;
 
+use limbeck_models::transformer::{Encoder, Head};
 use limbeck_models::weights::{Folder, WeightsError};
-use limbeck_models::{Architecture, Mode, Model, ModelError, Params};
-use limbeck_sdk::candle::{CandleDType, CandleStudent, ModelCall, Outputs, Weights};
+use limbeck_models::{Architecture, Grad, Mode, Model, ModelError, Params, Recorded};
+use limbeck_sdk::candle::{CandleDType, CandleStudent, GradSlot, ModelCall, Outputs, Weights};
 use limbeck_sdk::prelude::*;
 
 /// Settings of `limbeck.hf`.
@@ -20,20 +21,22 @@ pub(crate) struct Settings {
     path: PathBuf,
     /// What stands on top of the model; its own when left out.
     #[serde(default)]
-    #[expect(
-        dead_code,
-        reason = "the known architectures have one head; the setting is checked when it is read"
-    )]
-    head: Option<Head>,
+    head: Option<HeadKind>,
 }
 
 /// What a model ends in.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
-#[serde(crate = "limbeck_sdk::serde", rename_all = "lowercase")]
+#[serde(crate = "limbeck_sdk::serde", rename_all = "snake_case")]
 #[schemars(crate = "limbeck_sdk::schemars")]
-enum Head {
-    /// A classifier: output `logits`.
+enum HeadKind {
+    /// A classifier of whole inputs: output `logits`.
     Classification,
+    /// A classifier of tokens: output `logits`.
+    Tokens,
+    /// Scores of the vocabulary for each token: output `logits`.
+    MaskedLm,
+    /// None, whatever the folder has: output `features`, the mean of the tokens' states.
+    Embedding,
 }
 
 /// A built `limbeck.hf`.
@@ -42,10 +45,28 @@ pub(crate) struct Hf {
     inputs: Vec<(String, CandleDType)>,
 }
 
-/// The architecture of a folder.
+/// The architecture of a folder, with the head that the settings ask for. Names and shapes of its tensors were compared.
 fn open(settings: &Settings) -> Result<(Folder, Box<dyn Architecture>)> {
-    let folder = Folder::open(&settings.path).map_err(file_error)?;
+    let mut folder = Folder::open(&settings.path).map_err(file_error)?;
+    if let Some(kind) = settings.head {
+        let head = match kind {
+            HeadKind::Classification => Head::Classification { classes: 0 },
+            HeadKind::Tokens => Head::Tokens { classes: 0 },
+            HeadKind::MaskedLm => Head::MaskedLm,
+            HeadKind::Embedding => Head::Embedding,
+        };
+        match (folder.model_type().and_then(|name| Encoder::class_of(name, head)), kind) {
+            (Some(class), _) => folder.set_class(&class),
+            // The other architectures are classifiers.
+            (None, HeadKind::Classification) => {}
+            (None, _) => {
+                let message = "the model of `path` has no such head: it is a classifier";
+                return Err(Error::config("/head", message));
+            }
+        }
+    }
     let architecture = folder.architecture().map_err(file_error)?;
+    folder.check(&*architecture).map_err(file_error)?;
     Ok((folder, architecture))
 }
 
@@ -79,8 +100,8 @@ impl CandleStudent for Hf {
         let specs = architecture.params().map_err(|error| Error::bad_data(error.to_string()))?;
         let held = specs.iter().map(|spec| spec.count() as u64 * FLOAT).sum::<u64>();
         let Some(view) = inputs.get(0)? else { return Ok(Some((held, 0))) };
-        let rows = view.shape().first().copied().unwrap_or(0).max(0) as u64;
-        let activations = rows.saturating_mul(architecture.activations_per_row());
+        let shape: Vec<usize> = view.shape().iter().map(|&size| size.max(0) as usize).collect();
+        let activations = architecture.activations(&shape);
         Ok(Some((held, activations.saturating_mul(2 * FLOAT))))
     }
 
@@ -92,7 +113,7 @@ impl CandleStudent for Hf {
             Params::default()
         } else {
             let context = weights.context();
-            let read = folder.params(&specs, CandleDType::F32, weights.device(), |done| {
+            let read = folder.params(&*architecture, CandleDType::F32, weights.device(), |done| {
                 context.progress(done as u64, specs.len() as u64, "teacher weights");
                 context.check_cancelled().is_ok()
             });
@@ -117,19 +138,45 @@ impl CandleStudent for Hf {
             Some(tensor.to_dtype(*dtype).map(|tensor| (name.as_str(), tensor)))
         });
         let inputs = given.collect::<std::result::Result<_, _>>()?;
-        let tensors =
-            self.model.forward(&inputs, call.wanted(), Mode::Eval).map_err(
-                |error| match error {
-                    ModelError::Candle(error) => error.into(),
-                    ModelError::UnknownOutput(_) => Error::not_found(error.to_string()),
-                    _ => Error::invalid_argument(error.to_string()),
-                },
-            )?;
+        let wanted = call.wanted();
+        let recorded = match call.recorded() {
+            true => self.model.record(&inputs, wanted, Mode::Eval).map_err(call_error)?,
+            false => None,
+        };
+        let (tensors, tape) = match recorded {
+            Some(Recorded { outputs, tape }) => (outputs, Some(tape)),
+            None => (self.model.forward(&inputs, wanted, Mode::Eval).map_err(call_error)?, None),
+        };
         let mut outputs = Outputs::new();
-        for (name, tensor) in call.wanted().iter().zip(tensors) {
+        for (name, tensor) in wanted.iter().zip(tensors) {
             outputs.put(*name, tensor);
         }
-        Ok(outputs)
+        let Some(tape) = tape else { return Ok(outputs) };
+        let names: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+        Ok(outputs.with_backward(Box::new(move |cotangents, slots| {
+            let place = |name: String| names.iter().position(|wanted| *wanted == name);
+            let cotangents: Vec<_> = cotangents
+                .into_iter()
+                .filter_map(|(name, tensor)| Some((place(name)?, tensor)))
+                .collect();
+            let grads = slots.into_iter().map(|GradSlot { name, values, accumulate }| {
+                (name.to_owned(), Grad { values, accumulate })
+            });
+            tape.backward(&cotangents, grads.collect()).map_err(call_error)
+        })))
+    }
+}
+
+fn call_error(error: ModelError) -> Error {
+    match error {
+        ModelError::Candle(error) => error.into(),
+        ModelError::UnknownOutput(_) => Error::not_found(error.to_string()),
+        ModelError::MissingInput(name)
+        | ModelError::InputShape { name, .. }
+        | ModelError::InputValue { name, .. } => {
+            Error::invalid_argument(error.to_string()).tensor(name)
+        }
+        _ => Error::internal(error.to_string()),
     }
 }
 

@@ -118,15 +118,15 @@ fn input_gradients_flow_and_nothing_is_trainable() {
 }
 
 #[test]
-fn ports_come_from_the_config_before_weights_exist() {
+fn sizes_come_from_the_config_and_a_missing_weight_file_is_found_with_them() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("config.json"), mlp_config().to_string()).unwrap();
-    let mut teacher = create(dir.path());
-    let (inputs, outputs) = teacher.port_names().unwrap();
+    write(dir.path(), &mlp_config(), &parse::<mlp::Config>(&mlp_config()));
+    let (inputs, outputs) = create(dir.path()).port_names().unwrap();
     assert_eq!(inputs, ["pixel_values"]);
     assert_eq!(outputs, ["logits", "hidden.0", "hidden.1", "features"]);
-    let error = teacher.activate([0, 0]).unwrap_err();
-    assert!(error.message().contains("model.safetensors"), "{error}");
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let error = create(dir.path()).port_names().unwrap_err();
+    assert!(error.find_note("file").unwrap().ends_with("model.safetensors"), "{error}");
 }
 
 #[test]
@@ -136,8 +136,8 @@ fn an_unknown_model_type_names_the_known_ones() {
         .unwrap();
     let error = create(dir.path()).port_names().unwrap_err();
     assert_eq!(error.find_note("pointer"), Some("/path"));
-    let wanted = "unknown model_type `gpt9`; known are limbeck-mlp, limbeck-cnn";
-    assert!(error.message().ends_with(wanted), "{error}");
+    let wanted = "unknown model_type `gpt9`; known are limbeck-mlp, limbeck-cnn, bert";
+    assert!(error.message().contains(wanted), "{error}");
 }
 
 #[test]
@@ -150,4 +150,129 @@ fn a_cut_weight_file_is_an_error_that_names_it() {
     let error = create(dir.path()).activate([0, 0]).unwrap_err();
     assert_eq!(error.status(), limbeck_sdk::abi::STATUS_BAD_DATA);
     assert_eq!(error.find_note("file"), Some(&*file.display().to_string()));
+}
+
+/// A folder that `tests/peers/encoders.py` wrote, copied so that it can be broken.
+fn encoder_folder(case: &str) -> tempfile::TempDir {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/encoders").join(case);
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), dir.path().join(name)).unwrap();
+    }
+    dir
+}
+
+fn edit_config(dir: &Path, key: &str, value: Value) {
+    let path = dir.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config[key] = value;
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
+fn with_head(dir: &Path, head: &str) -> MockInstance {
+    let settings = json!({"path": dir, "head": head}).to_string();
+    MockHost::new().student::<StudentAdapter<Hf>>(&settings).unwrap()
+}
+
+fn tokens() -> Vec<Option<Column>> {
+    let ids = Column::new("input_ids", &[2, 3], &[5i64, 6, 7, 8, 9, 1]).unwrap();
+    let mask = Column::new("attention_mask", &[2, 3], &[1i64, 1, 1, 1, 1, 0]).unwrap();
+    vec![Some(ids), Some(mask), None, None]
+}
+
+#[test]
+fn a_bert_folder_gives_what_is_wanted_and_nothing_is_trainable() {
+    let dir = encoder_folder("bert-classification");
+    let mut teacher = with_head(dir.path(), "classification");
+    let (inputs, outputs) = teacher.port_names().unwrap();
+    assert_eq!(inputs, ["input_ids", "attention_mask", "token_type_ids", "inputs_embeds"]);
+    assert!(outputs.iter().any(|name| name == "attention.3"), "{outputs:?}");
+    teacher.activate([1, 2]).unwrap();
+    let trainable = limbeck_sdk::abi::PARAM_TRAINABLE;
+    assert!(teacher.params().unwrap().iter().all(|p| p.flags & trainable == 0));
+    let wanted = ["logits", "hidden.2", "value.3"];
+    let (found, _) = teacher.forward(&tokens(), &wanted, EVAL, [0, 0]).unwrap();
+    let shapes: Vec<_> = found.iter().map(Column::shape).collect();
+    assert_eq!(shapes, [&[2i64, 3][..], &[2, 3, 16], &[2, 2, 3, 8]]);
+}
+
+#[test]
+fn gradients_reach_the_embeddings_that_a_teacher_is_given() {
+    let dir = encoder_folder("distilbert-classification");
+    let mut teacher = with_head(dir.path(), "classification");
+    teacher.activate([1, 2]).unwrap();
+    let ids = || tokens().into_iter().take(2);
+    let embeds = |step: f32| {
+        let values: Vec<f32> = (0..96)
+            .map(|i| (1.0 + 2.4 * i as f32).sin() + if i == 20 { step } else { 0.0 })
+            .collect();
+        Some(Column::new("inputs_embeds", &[2, 3, 16], &values).unwrap())
+    };
+    let inputs = |step: f32| ids().chain([embeds(step)]).collect::<Vec<_>>();
+    let first = |step: f32| {
+        let (found, _) = teacher.forward(&inputs(step), &["logits"], EVAL, [0, 0]).unwrap();
+        found[0].slice::<f32>().unwrap()[1]
+    };
+    let flags = Flags { input_grad: true, ..EVAL };
+    let (_, tape) = teacher.forward(&inputs(0.0), &["logits"], flags, [0, 0]).unwrap();
+    let cotangent = Column::new("logits", &[2, 3], &[0f32, 1.0, 0.0, 0.0, 0.0, 0.0]).unwrap();
+    let grad = Column::new("inputs_embeds", &[2, 3, 16], &[f32::NAN; 96]).unwrap();
+    let mut grads = [None, None, Some((grad, false))];
+    teacher.backward(tape.unwrap(), &[cotangent], &mut [], &mut grads).unwrap();
+    let grad = grads[2].as_ref().unwrap().0.slice::<f32>().unwrap();
+    let slope = (first(1e-2) - first(-1e-2)) / 2e-2;
+    assert!(slope.abs() > 1e-3 && (grad[20] - slope).abs() < 2e-2 * slope.abs(), "{}", grad[20]);
+    // The padded token of the second row, and nothing of that row in the first row's logits.
+    assert!(grad[48..].iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn a_head_that_the_folder_lacks_is_missing_by_name() {
+    let dir = encoder_folder("bert-bare");
+    let error = with_head(dir.path(), "classification").port_names().unwrap_err();
+    assert!(
+        error.message().contains("missing `bert.pooler.dense.weight`")
+            || error.message().contains("`classifier.weight`"),
+        "{error}"
+    );
+    assert!(with_head(dir.path(), "embedding").port_names().is_ok());
+    let dir = encoder_folder("bert-classification");
+    assert!(with_head(dir.path(), "embedding").port_names().is_ok());
+}
+
+#[test]
+fn wrong_sizes_and_broken_files_are_found_before_a_weight_is_read() {
+    let refused = |key: &str, value: Value| {
+        let dir = encoder_folder("bert-classification");
+        edit_config(dir.path(), key, value);
+        let error = with_head(dir.path(), "classification").port_names().unwrap_err();
+        error.to_string().replace(&dir.path().display().to_string(), "DIR")
+    };
+    let found = refused("vocab_size", json!(41));
+    let wanted = "DIR/model.safetensors: tensor `bert.embeddings.word_embeddings.weight` has shape \
+                  [40, 16], the configuration asks for [41, 16]";
+    assert!(found.starts_with(wanted), "{found}");
+    let found = refused("num_hidden_layers", json!(2));
+    assert!(found.contains("the model has no `bert.encoder.layer.2."), "{found}");
+    let found = refused("num_hidden_layers", json!(4));
+    assert!(found.contains("missing `bert.encoder.layer.3."), "{found}");
+    let found = refused("num_attention_heads", json!(3));
+    assert!(found.contains("`heads` is 3, which does not divide `dim` 16"), "{found}");
+    let found = refused("hidden_act", json!("swish"));
+    assert!(found.contains("`hidden_act` is `swish`"), "{found}");
+    let found = refused("position_embedding_type", json!("relative_key"));
+    assert!(found.contains("position_embedding_type"), "{found}");
+    let dir = encoder_folder("bert-classification");
+    edit_config(dir.path(), "architectures", json!(["BertForQuestionAnswering"]));
+    let settings = json!({"path": dir.path()}).to_string();
+    let error = MockHost::new().student::<StudentAdapter<Hf>>(&settings).unwrap().port_names();
+    assert!(error.unwrap_err().message().contains("names `BertForQuestionAnswering`"));
+    let dir = encoder_folder("bert-classification");
+    let file = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&file, &bytes[..length]).unwrap();
+        let error = with_head(dir.path(), "classification").port_names().unwrap_err();
+        assert_eq!(error.find_note("file"), Some(&*file.display().to_string()), "{length}");
+    }
 }

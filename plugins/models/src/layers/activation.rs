@@ -1,4 +1,4 @@
-//! Activations, their derivatives, and GELU as one operation with a gradient.
+//! Activations, their derivatives, and both GELUs as one operation with a gradient.
 //!
 //! NaN stays NaN in every activation. Invariant: ReLU and tanh take their derivative from the result, so nothing but
 //! the result is kept.
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::element::{Element, by_dtype, elements, tensor, with_elements};
 use super::is_fused;
+use super::rows::{activate, activate_backward};
 
 /// What follows a linear map, element by element.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub enum Activation {
     /// y = x Φ(x), Φ the standard normal distribution function (no tanh approximation).
     /// Source: Hendrycks and Gimpel 2016.
     Gelu,
+    /// y = x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))), the approximation of GELU in the same paper.
+    #[serde(rename = "gelu_tanh")]
+    GeluTanh,
     /// y = tanh x.
     Tanh,
 }
@@ -34,23 +38,26 @@ impl Activation {
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Identity => Ok(x.clone()),
-            Self::Gelu if is_fused(x) => x.contiguous()?.apply_op1(Gelu),
+            Self::Gelu | Self::GeluTanh if is_fused(x) => {
+                x.contiguous()?.apply_op1(FromInput(self))
+            }
             other if is_fused(x) => x.contiguous()?.apply_op1(FromResult(other)),
             Self::Relu => x.relu(),
             Self::Gelu => x.gelu_erf(),
+            Self::GeluTanh => x.gelu(),
             Self::Tanh => x.tanh(),
         }
     }
 
     /// Whether the derivative follows from the result.
     pub(super) fn is_fusable(self) -> bool {
-        self != Self::Gelu
+        !matches!(self, Self::Gelu | Self::GeluTanh)
     }
 
     /// Replaces each x by y (fusable activations; others are left alone).
     pub(super) fn apply_in_place<T: Element>(self, values: &mut [T]) {
         match self {
-            Self::Identity | Self::Gelu => {}
+            Self::Identity | Self::Gelu | Self::GeluTanh => {}
             // Not `max`: it would turn NaN into 0.
             Self::Relu => values.iter_mut().for_each(|x| {
                 *x = if *x < T::of(0.0) { T::of(0.0) } else { *x };
@@ -63,7 +70,7 @@ impl Activation {
     pub(super) fn extend_gradient<T: Element>(self, out: &mut Vec<T>, y: &[T], grad: &[T]) {
         let pairs = y.iter().zip(grad);
         match self {
-            Self::Identity | Self::Gelu => out.extend_from_slice(grad),
+            Self::Identity | Self::Gelu | Self::GeluTanh => out.extend_from_slice(grad),
             // Not `y > 0`: NaN keeps its gradient.
             Self::Relu => {
                 out.extend(pairs.map(|(&y, &grad)| if y <= T::of(0.0) { T::of(0.0) } else { grad }))
@@ -107,41 +114,34 @@ impl CustomOp1 for FromResult {
     }
 }
 
-struct Gelu;
+/// An activation whose derivative needs its input.
+struct FromInput(Activation);
 
-impl CustomOp1 for Gelu {
+impl CustomOp1 for FromInput {
     fn name(&self) -> &'static str {
-        "gelu"
+        "activation"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        by_dtype!(storage.dtype(), "gelu", T => {
+        by_dtype!(storage.dtype(), "activation", T => {
             let x = elements::<T>(storage, layout)?;
-            let y: Vec<T> = x.iter().map(|&x| x * normal_cdf(x)).collect();
+            let mut y = vec![T::of(0.0); x.len()];
+            activate(&mut y, x, self.0);
             Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
 
-    /// `grad (Φ(x) + x φ(x))`.
     fn bwd(&self, arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
-        by_dtype!(arg.dtype(), "gelu", T => with_elements::<T, _>(arg, |x| {
+        by_dtype!(arg.dtype(), "activation", T => with_elements::<T, _>(arg, |x| {
             with_elements::<T, _>(&grad, |grad| {
-                let scale = T::of(0.398_942_280_401_432_7);
-                let dx = x.iter().zip(grad).map(|(&x, &grad)| {
-                    let density = Element::exp(-(x * x) * T::of(0.5)) * scale;
-                    grad * (normal_cdf(x) + x * density)
-                });
-                tensor(dx.collect(), arg.dims())
+                let (mut dx, mut y) = (grad.to_vec(), vec![T::of(0.0); x.len()]);
+                activate_backward(&mut dx, &mut y, x, self.0);
+                tensor(dx, arg.dims())
             })
         }))
         .map(Some)
     }
-}
-
-#[inline(always)]
-fn normal_cdf<T: Element>(x: T) -> T {
-    T::of(0.5) * (T::of(1.0) + Element::erf(x * T::of(std::f64::consts::FRAC_1_SQRT_2)))
 }
 
 #[cfg(test)]
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn gradients_match_central_differences() {
         for activation in
-            [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::Tanh]
+            [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh]
         {
             check_gradients(&[wave(&[4, 5], 1.3)], |x| activation.apply(&x[0]));
         }

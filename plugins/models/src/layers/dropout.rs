@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDTyp
 
 use super::element::{Element, by_dtype, elements, tensor, with_elements};
 use super::is_fused;
+use super::rows::Dropout;
 use crate::architecture::Mode;
 use crate::random::Stream;
 
@@ -43,13 +44,8 @@ struct DropoutOp {
 
 impl DropoutOp {
     fn apply<T: Element>(self, values: &mut [T]) {
-        let scale = T::of(1.0 / (1.0 - self.p));
-        // p in units of 2^-32; p = 1 leaves one draw in 2^32, whose scale is infinite, so it is refused by configs.
-        let threshold = (self.p * 4_294_967_296.0) as u64;
-        for (index, chunk) in values.chunks_mut(4).enumerate() {
-            for (x, draw) in chunk.iter_mut().zip(self.stream.block(index as u64)) {
-                *x = if u64::from(draw) < threshold { T::of(0.0) } else { *x * scale };
-            }
+        if let Some(dropout) = Dropout::new(self.stream, self.p) {
+            dropout.row(0, values.len(), values);
         }
     }
 }

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, Wi
 /// f32 or f64.
 pub(crate) trait Element:
     WithDType
+    + Default
     + std::ops::Add<Output = Self>
     + std::ops::Sub<Output = Self>
     + std::ops::Mul<Output = Self>
@@ -19,6 +20,7 @@ pub(crate) trait Element:
     fn of(x: f64) -> Self;
     fn tanh(self) -> Self;
     fn exp(self) -> Self;
+    fn sqrt(self) -> Self;
     /// Gauss error function.
     fn erf(self) -> Self;
     fn is_nan(self) -> bool;
@@ -33,6 +35,9 @@ impl Element for f64 {
     }
     fn exp(self) -> Self {
         self.exp()
+    }
+    fn sqrt(self) -> Self {
+        self.sqrt()
     }
     fn erf(self) -> Self {
         candle_core::cpu::erf::erf_f64(self)
@@ -63,6 +68,10 @@ impl Element for f32 {
         }
         let scale = f32::from_bits(((k as i32 + 127) << 23) as u32);
         if self < -87.3 { 0.0 } else { (p * r * r + r + 1.0) * scale }
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        self.sqrt()
     }
     /// A ratio of polynomials in x² on [-4, 4], within 4e-7. Source: Eigen and XLA, `generic_fast_erf_float`.
     #[inline(always)]
@@ -152,7 +161,12 @@ pub(crate) struct Matrix<'a, T> {
 impl<'a, T> Matrix<'a, T> {
     /// Row-major.
     pub(crate) fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
-        Self { data, rows, columns, row_stride: columns, column_stride: 1 }
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// Rows that start `row_stride` elements apart, the first one at the start of `data`.
+    pub(crate) fn strided(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+        Self { data, rows, columns, row_stride, column_stride: 1 }
     }
 
     /// The same elements with rows and columns exchanged.
@@ -165,6 +179,21 @@ impl<'a, T> Matrix<'a, T> {
             column_stride: self.row_stride,
         }
     }
+
+    /// Whether every element lies in the slice.
+    fn fits(&self) -> bool {
+        last(self.rows, self.columns, self.row_stride, self.column_stride)
+            .is_some_and(|end| end <= self.data.len())
+    }
+}
+
+/// One past the largest index of a strided matrix.
+fn last(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> Option<usize> {
+    if rows == 0 || columns == 0 {
+        return Some(0);
+    }
+    let row = (rows - 1).checked_mul(row_stride)?;
+    row.checked_add((columns - 1).checked_mul(column_stride)?)?.checked_add(1)
 }
 
 /// Products of fewer multiplications run on the calling thread: they take below 0.1 ms, and waking a second thread
@@ -182,9 +211,49 @@ pub(crate) fn matmul<T: Element>(
     accumulate: bool,
 ) -> Result<()> {
     let (m, k, n) = (a.rows, a.columns, b.columns);
-    let fits = |matrix: Matrix<'_, T>| matrix.data.len() == matrix.rows * matrix.columns;
-    if b.rows != k || out.len() != m * n || !fits(a) || !fits(b) {
+    if out.len() != m * n {
         bail!("matrix product of {m}x{k} and {}x{n} into {} elements", b.rows, out.len());
+    }
+    let parallelism =
+        if m * n * k < SERIAL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) };
+    product(Target { out, row_stride: n, accumulate, scale: T::of(1.0) }, a, b, parallelism)
+}
+
+/// Where a product goes.
+pub(crate) struct Target<'a, T> {
+    /// The elements from the first one of the result on.
+    pub(crate) out: &'a mut [T],
+    /// Elements between the starts of two rows; what lies between rows is left alone.
+    pub(crate) row_stride: usize,
+    /// Add to what is there.
+    pub(crate) accumulate: bool,
+    /// Factor of the product.
+    pub(crate) scale: T,
+}
+
+/// As [`matmul`] on the calling thread, for callers that divide their work themselves.
+///
+/// # Errors
+/// As [`matmul`].
+pub(crate) fn matmul_serial<T: Element>(
+    to: Target<'_, T>,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+) -> Result<()> {
+    product(to, a, b, gemm::Parallelism::None)
+}
+
+fn product<T: Element>(
+    to: Target<'_, T>,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    parallelism: gemm::Parallelism,
+) -> Result<()> {
+    let (m, k, n) = (a.rows, a.columns, b.columns);
+    let is_dense = m < 2 || to.row_stride >= n;
+    let fits = last(m, n, to.row_stride, 1).is_some_and(|end| end <= to.out.len());
+    if b.rows != k || !is_dense || !fits || !a.fits() || !b.fits() {
+        bail!("matrix product of {m}x{k} and {}x{n} into {} elements", b.rows, to.out.len());
     }
     if !matches!(T::DTYPE, DType::F32 | DType::F64) {
         bail!("matrix product of {:?}", T::DTYPE);
@@ -192,19 +261,19 @@ pub(crate) fn matmul<T: Element>(
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let alpha = if accumulate { T::of(1.0) } else { T::of(0.0) };
+    let alpha = if to.accumulate { T::of(1.0) } else { T::of(0.0) };
     // SAFETY: no clause of the header is concerned; `gemm` reads `rows * columns` elements of `a` and `b` and writes
-    // m * n of `out` at the given strides. The lengths were compared above, both layouts are dense, and `out` is a
-    // unique borrow. `gemm` knows f32 and f64, checked above.
+    // m * n of `out` at the given strides. That all of them lie in their slices was checked above, rows of `out` do
+    // not overlap, and `out` is a unique borrow. `gemm` knows f32 and f64, checked above.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            to.out.as_mut_ptr(),
             1,
-            n as isize,
-            accumulate,
+            to.row_stride as isize,
+            to.accumulate,
             a.data.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
@@ -212,11 +281,11 @@ pub(crate) fn matmul<T: Element>(
             b.column_stride as isize,
             b.row_stride as isize,
             alpha,
-            T::of(1.0),
+            to.scale,
             false,
             false,
             false,
-            if m * n * k < SERIAL { gemm::Parallelism::None } else { gemm::Parallelism::Rayon(0) },
+            parallelism,
         );
     }
     Ok(())

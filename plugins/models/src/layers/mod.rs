@@ -7,10 +7,12 @@
 mod activation;
 mod conv;
 mod dropout;
-mod element;
+pub(crate) mod element;
+pub(crate) mod isa;
 mod linear;
 mod norm;
 mod pool;
+pub(crate) mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -70,14 +70,12 @@ impl Reader {
         self.entries.keys().map(String::as_str)
     }
 
-    /// One tensor of `shape`, converted to `dtype`.
-    pub(super) fn tensor(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Tensor, WeightsError> {
+    /// Checks that a tensor is there, of this shape and of floats.
+    pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<(), WeightsError> {
+        self.entry(name, shape).map(|_| ())
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(DType, [u64; 2]), WeightsError> {
         let wrong = |problem: String| WeightsError::Tensor {
             path: self.path.clone(),
             tensor: name.to_owned(),
@@ -93,19 +91,34 @@ impl Reader {
                 entry.shape
             )));
         }
-        let [begin, end] = entry.data_offsets;
+        let dtype = float(&entry.dtype).ok_or_else(|| {
+            wrong(format!("has dtype {}, not F32, F16, BF16 or F64", entry.dtype))
+        })?;
+        Ok((dtype, entry.data_offsets))
+    }
+
+    /// One tensor of `shape`, converted to `dtype`.
+    pub(super) fn tensor(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor, WeightsError> {
+        let (found, [begin, end]) = self.entry(name, shape)?;
         // check_layout has compared both with the length of the file.
         let mut bytes = vec![0u8; (end - begin) as usize];
         self.file
             .seek(SeekFrom::Start(self.start + begin))
             .and_then(|_| self.file.read_exact(&mut bytes))
             .map_err(|source| WeightsError::Io { path: self.path.clone(), source })?;
-        let found = float(&entry.dtype).ok_or_else(|| {
-            wrong(format!("has dtype {}, not F32, F16, BF16 or F64", entry.dtype))
-        })?;
         Tensor::from_raw_buffer(&bytes, found, shape, &Device::Cpu)
             .and_then(|tensor| tensor.to_dtype(dtype)?.to_device(device))
-            .map_err(|error| wrong(format!("cannot be converted: {error}")))
+            .map_err(|error| WeightsError::Tensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                problem: format!("cannot be converted: {error}"),
+            })
     }
 }
 

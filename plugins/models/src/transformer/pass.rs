@@ -1,0 +1,402 @@
+//! A whole forward pass and its way back: embeddings, blocks group by group, head.
+//!
+//! Refuses cotangents of other sizes. Invariant: blocks above the highest wanted output are not computed, and a
+//! parameter's gradient is a sum over rows in one order, whatever the number of threads.
+
+use candle_core::{Result, bail};
+use rayon::prelude::*;
+
+use super::attention::Heads;
+use super::batch::Batch;
+use super::block::{
+    Block, DOWN, Extent, Gradients, GroupGrads, KEY, Kept, OUTPUT, QUERY, Scratch, Sums, UP, VALUE,
+};
+use super::config::Encoder;
+use super::head::{HeadGrads, HeadKept, HeadPass};
+use super::names::BLOCK;
+use super::outputs::Wanted;
+use crate::layers::element::{Element, Matrix, Target, matmul_serial};
+use crate::layers::rows::{Dropout, add, affine};
+use crate::random::Stream;
+
+/// Weights of an encoder in the order of its parameters.
+#[derive(Clone)]
+pub(super) struct Weights<'a, T> {
+    pub(super) all: Vec<&'a [T]>,
+    /// Parameters before the first block.
+    pub(super) embeddings: usize,
+    layers: usize,
+}
+
+impl<'a, T> Weights<'a, T> {
+    pub(super) fn new(encoder: &Encoder, all: Vec<&'a [T]>) -> Self {
+        let embeddings = if encoder.token_types > 0 { 5 } else { 4 };
+        Self { all, embeddings, layers: encoder.layers }
+    }
+
+    pub(super) fn norm(&self) -> (&'a [T], &'a [T]) {
+        (self.all[self.embeddings - 2], self.all[self.embeddings - 1])
+    }
+
+    fn first_of_block(&self, layer: usize) -> usize {
+        self.embeddings + layer * BLOCK
+    }
+
+    fn block(&self, layer: usize) -> &[&'a [T]] {
+        let first = self.first_of_block(layer);
+        &self.all[first..first + BLOCK]
+    }
+
+    fn head(&self) -> &[&'a [T]] {
+        &self.all[self.first_of_block(self.layers)..]
+    }
+}
+
+/// Gradients of the parameters in their order; `None` where nobody wants one.
+pub(super) type ParamGrads<'a, T> = Vec<Option<&'a mut [T]>>;
+
+/// One pass over one batch.
+pub(super) struct Pass<'a, T> {
+    pub(super) encoder: &'a Encoder,
+    pub(super) weights: Weights<'a, T>,
+    pub(super) batch: &'a Batch,
+    /// Source of dropout in training.
+    pub(super) key: Option<[u64; 2]>,
+}
+
+/// What the blocks keep for the backward pass.
+enum Blocks<T> {
+    All(Vec<Kept<Vec<T>>>),
+    /// Their inputs alone.
+    Inputs(Vec<Vec<T>>),
+}
+
+/// What the way back needs.
+pub(super) struct Record<T> {
+    /// The first block's input, and the normalized embeddings with their scales.
+    first: Vec<T>,
+    normalized: Vec<T>,
+    scales: Vec<T>,
+    blocks: Blocks<T>,
+    /// Blocks that ran whole, and how far the one after them did.
+    depth: usize,
+    is_partial: bool,
+    head: Option<HeadKept<T>>,
+    /// Whether the word embeddings came from outside.
+    has_embeds: bool,
+}
+
+/// Outputs with their elements, row-major, and what the way back needs if it was asked for.
+pub(super) type Forward<T> = (Vec<(Wanted, Vec<T>)>, Option<Record<T>>);
+
+impl<'a, T: Element> Pass<'a, T> {
+    fn dropout(&self, purpose: u64, p: f64) -> Option<Dropout> {
+        Dropout::new(Stream::new(self.key?, purpose), p)
+    }
+
+    pub(super) fn embedding_dropout(&self) -> Option<Dropout> {
+        self.dropout(u64::MAX, self.encoder.dropout)
+    }
+
+    fn block(&self, layer: usize) -> Block<'_, T> {
+        let first = 4 * layer as u64;
+        let state = |number| self.dropout(first + number, self.encoder.dropout);
+        Block {
+            weights: self.weights.block(layer),
+            batch: self.batch,
+            heads: Heads { count: self.encoder.heads, dim: self.encoder.head_dim() },
+            activation: self.encoder.activation,
+            eps: self.encoder.norm_eps,
+            dropouts: [self.dropout(first, self.encoder.attention_dropout), state(1), state(2)],
+        }
+    }
+
+    fn head(&self) -> HeadPass<'_, T> {
+        let p = self.encoder.head_dropout;
+        let is_roberta = self.encoder.family == super::Family::Roberta;
+        let input = if is_roberta { self.dropout(u64::MAX - 1, p) } else { None };
+        HeadPass {
+            encoder: self.encoder,
+            batch: self.batch,
+            weights: self.weights.head(),
+            word: self.weights.all[0],
+            dropouts: [input, self.dropout(u64::MAX - 2, p)],
+        }
+    }
+
+    /// Takes `x` through a block; `tap` receives its scores, `[B, A, T, T]`.
+    fn run(
+        &self,
+        layer: usize,
+        extent: Extent,
+        x: &mut [T],
+        kept: Option<&mut Kept<Vec<T>>>,
+        tap: Option<&mut [T]>,
+    ) -> Result<()> {
+        let (dim, inner) = (self.encoder.dim, self.encoder.hidden_dim);
+        let (block, batch) = (self.block(layer), self.batch);
+        let mut kept = match kept {
+            Some(kept) => kept.split(batch, dim, inner).into_iter().map(Some).collect(),
+            None => Vec::new(),
+        };
+        kept.resize_with(batch.groups.len(), || None);
+        let mut taps = match tap {
+            Some(tap) => {
+                let (_, width) = batch.shape;
+                let size = self.encoder.heads * width * width;
+                batch.split_sequences(tap, size).into_iter().map(Some).collect()
+            }
+            None => Vec::new(),
+        };
+        taps.resize_with(batch.groups.len(), || None);
+        let jobs: Vec<_> =
+            batch.groups.iter().zip(batch.split(x, dim)).zip(kept).zip(taps).collect();
+        jobs.into_par_iter().try_for_each_init(
+            || (Scratch::default(), None),
+            |(scratch, spare), (((group, x), kept), tap)| match kept {
+                Some(mut kept) => block.forward(group, extent, x, &mut kept, tap, scratch),
+                None => {
+                    let rows = batch.group_rows(group).len();
+                    let spare = Kept::enlarged(spare, rows, dim, inner);
+                    let mut kept = spare.part(rows, dim, inner);
+                    block.forward(group, extent, x, &mut kept, tap, scratch)
+                }
+            },
+        )
+    }
+
+    /// The wanted outputs, and what the way back needs if `record`.
+    pub(super) fn forward(
+        &self,
+        wanted: &[Wanted],
+        embeds: Option<&[T]>,
+        record: bool,
+    ) -> Result<Forward<T>> {
+        let encoder = self.encoder;
+        let (dim, inner) = (encoder.dim, encoder.hidden_dim);
+        let depths = wanted.iter().map(|wanted| wanted.depth(encoder.layers));
+        let depth = depths.clone().map(|(whole, _)| whole).max().unwrap_or(0);
+        let is_partial = depths.into_iter().any(|reach| reach == (depth, true));
+        let mut outputs: Vec<(Wanted, Vec<T>)> = Vec::new();
+        if wanted.contains(&Wanted::WordEmbeddings) {
+            outputs.push((Wanted::WordEmbeddings, self.words(embeds)));
+        }
+        let [mut x, normalized, scales] = self.embed(embeds);
+        if wanted.contains(&Wanted::Hidden(0)) {
+            outputs.push((Wanted::Hidden(0), x.clone()));
+        }
+        let is_kept = record && !encoder.checkpointing;
+        let first = if is_kept { x.clone() } else { Vec::new() };
+        let (mut all, mut inputs) = (Vec::new(), Vec::new());
+        for layer in 0..depth + usize::from(is_partial) {
+            let number = layer + 1;
+            let extent = if layer < depth { Extent::Whole } else { Extent::Projections };
+            let has = |part| wanted.contains(&Wanted::Projection(number, part));
+            let needs_projections = (0..3).any(has);
+            let needs_kept = is_kept || needs_projections;
+            let mut kept = needs_kept.then(|| Kept::new(self.batch.rows(), dim, inner));
+            let mut tap = wanted.contains(&Wanted::Attention(number)).then(|| {
+                let (batch, width) = self.batch.shape;
+                vec![T::of(0.0); batch * encoder.heads * width * width]
+            });
+            if record && !is_kept {
+                inputs.push(x.clone());
+            }
+            self.run(layer, extent, &mut x, kept.as_mut(), tap.as_deref_mut())?;
+            outputs.extend(tap.map(|tap| (Wanted::Attention(number), tap)));
+            if let Some(kept) = kept {
+                for (part, rows) in [&kept.query, &kept.key, &kept.value].into_iter().enumerate() {
+                    if has(part) {
+                        outputs.push((Wanted::Projection(number, part), self.by_head(rows)));
+                    }
+                }
+                if is_kept {
+                    all.push(kept);
+                }
+            }
+            if wanted.contains(&Wanted::Hidden(number)) && extent == Extent::Whole {
+                outputs.push((Wanted::Hidden(number), x.clone()));
+            }
+        }
+        let wants_logits = wanted.contains(&Wanted::Logits);
+        let mut head = None;
+        if wants_logits || wanted.contains(&Wanted::Features) {
+            let (found, kept) = self.head().forward(&x, wants_logits)?;
+            outputs.extend(found.logits.map(|logits| (Wanted::Logits, logits)));
+            outputs.extend(found.features.map(|features| (Wanted::Features, features)));
+            head = Some(kept);
+        }
+        let blocks = if is_kept { Blocks::All(all) } else { Blocks::Inputs(inputs) };
+        let has_embeds = embeds.is_some();
+        let record = record.then_some(Record {
+            first,
+            normalized,
+            scales,
+            blocks,
+            depth,
+            is_partial,
+            head,
+            has_embeds,
+        });
+        Ok((outputs, record))
+    }
+
+    /// From the cotangents of outputs to the gradients of parameters, added to `grads`, and of `inputs_embeds`.
+    pub(super) fn backward(
+        &self,
+        record: Record<T>,
+        cotangents: &[(Wanted, &[T])],
+        mut grads: ParamGrads<'_, T>,
+        d_embeds: Option<&mut [T]>,
+    ) -> Result<()> {
+        let encoder = self.encoder;
+        let (dim, inner, rows) = (encoder.dim, encoder.hidden_dim, self.batch.rows());
+        let given = |wanted: Wanted| -> Option<&[T]> {
+            cotangents.iter().find(|(w, _)| *w == wanted).map(|(_, values)| *values)
+        };
+        let mut dx = vec![T::of(0.0); rows * dim];
+        let Record { first, normalized, scales, blocks, depth, is_partial, head, has_embeds } =
+            record;
+        if let Some(kept) = head {
+            let place = self.weights.first_of_block(encoder.layers);
+            let place = place.min(grads.len());
+            let (below, own) = grads.split_at_mut(place);
+            let word = below.first_mut().and_then(Option::as_deref_mut);
+            let (logits, features) = (given(Wanted::Logits), given(Wanted::Features));
+            let grads = HeadGrads { own, word };
+            self.head().backward(&kept, logits, features, &mut dx, grads)?;
+        }
+        let mut parts = Gradients::new(rows, dim, inner);
+        for layer in (0..depth + usize::from(is_partial)).rev() {
+            let number = layer + 1;
+            let extent = if layer < depth { Extent::Whole } else { Extent::Projections };
+            if let Some(grad) = given(Wanted::Hidden(number)) {
+                add(&mut dx, grad);
+            }
+            let mut again = None;
+            let kept = match &blocks {
+                Blocks::All(all) => {
+                    self.input(layer, all, &first, &mut parts.input);
+                    &all[layer]
+                }
+                Blocks::Inputs(inputs) => {
+                    parts.input.copy_from_slice(&inputs[layer]);
+                    let mut x = inputs[layer].clone();
+                    let kept = again.insert(Kept::new(rows, dim, inner));
+                    self.run(layer, extent, &mut x, Some(kept), None)?;
+                    &*kept
+                }
+            };
+            let to = [&mut parts.query, &mut parts.key, &mut parts.value];
+            for (part, rows) in to.into_iter().enumerate() {
+                match given(Wanted::Projection(number, part)) {
+                    Some(grad) => self.by_row(grad, rows),
+                    None => rows.fill(T::of(0.0)),
+                }
+            }
+            let own = grads.get_mut(self.weights.first_of_block(layer)..).unwrap_or_default();
+            let own = own.get_mut(..BLOCK).unwrap_or_default();
+            let scores = given(Wanted::Attention(number));
+            self.run_back((layer, extent), &mut dx, kept, &mut parts, scores, own)?;
+        }
+        if let Some(grad) = given(Wanted::Hidden(0)) {
+            add(&mut dx, grad);
+        }
+        let words = given(Wanted::WordEmbeddings);
+        if has_embeds && let Some(grad) = grads.first_mut() {
+            *grad = None;
+        }
+        self.embed_back(dx, &normalized, &scales, words, &mut grads, d_embeds);
+        Ok(())
+    }
+
+    /// The input of a block, from what the block below kept.
+    fn input(&self, layer: usize, all: &[Kept<Vec<T>>], first: &[T], out: &mut [T]) {
+        let Some(below) = layer.checked_sub(1) else {
+            out.copy_from_slice(first);
+            return;
+        };
+        let w = self.weights.block(below);
+        let dim = self.encoder.dim;
+        let parts = self.batch.split(out, dim);
+        let jobs: Vec<_> = self.batch.groups.iter().zip(parts).collect();
+        jobs.into_par_iter().for_each(|(group, out)| {
+            let rows = self.batch.group_rows(group);
+            let end = &all[below].end[rows.start * dim..rows.end * dim];
+            affine(out, end, w[super::block::END_NORM], w[super::block::END_NORM + 1]);
+        });
+    }
+
+    fn run_back(
+        &self,
+        (layer, extent): (usize, Extent),
+        dx: &mut [T],
+        kept: &Kept<Vec<T>>,
+        parts: &mut Gradients<Vec<T>>,
+        scores: Option<&[T]>,
+        own: &mut [Option<&mut [T]>],
+    ) -> Result<()> {
+        let encoder = self.encoder;
+        let (dim, inner, batch) = (encoder.dim, encoder.hidden_dim, self.batch);
+        let (_, width) = batch.shape;
+        let size = encoder.heads * width * width;
+        if scores.is_some_and(|scores| scores.len() != batch.shape.0 * size) {
+            bail!("a cotangent of scores has another size");
+        }
+        let block = self.block(layer);
+        let jobs = batch.groups.iter().zip(batch.split(dx, dim));
+        let jobs: Vec<_> = jobs.zip(parts.split(batch, dim, inner)).collect();
+        let sums: Vec<Sums<T>> = jobs
+            .into_par_iter()
+            .map_init(Scratch::default, |scratch, ((group, dx), mut grads)| {
+                let kept = kept.view(batch.group_rows(group), dim, inner);
+                let scores = scores.map(|all| &all[group.start * size..group.end * size]);
+                let mut sums = Sums::new(block.weights);
+                let to = GroupGrads { grads: &mut grads, sums: &mut sums, scores };
+                block.backward(group, extent, dx, &kept, to, scratch)?;
+                Ok(sums)
+            })
+            .collect::<Result<_>>()?;
+        for (place, grad) in own.iter_mut().enumerate() {
+            let Some(grad) = grad else { continue };
+            for sums in sums.iter().filter(|sums| sums.has(place)) {
+                sums.add_to(place, grad);
+            }
+        }
+        self.weight_grads(extent, kept, parts, own)
+    }
+
+    /// `dW += gᵀ x` of the products of a block, in tiles of output rows.
+    fn weight_grads(
+        &self,
+        extent: Extent,
+        kept: &Kept<Vec<T>>,
+        parts: &Gradients<Vec<T>>,
+        own: &mut [Option<&mut [T]>],
+    ) -> Result<()> {
+        const TILE: usize = 256;
+        let (dim, inner, rows) = (self.encoder.dim, self.encoder.hidden_dim, self.batch.rows());
+        let mut jobs = Vec::new();
+        for (place, grad) in own.iter_mut().enumerate() {
+            let Some(grad) = grad else { continue };
+            let (g, x, outputs, inputs) = match (place, extent) {
+                (QUERY, _) => (&parts.query, &parts.input, dim, dim),
+                (KEY, _) => (&parts.key, &parts.input, dim, dim),
+                (VALUE, _) => (&parts.value, &parts.input, dim, dim),
+                (OUTPUT, Extent::Whole) => (&parts.output, &kept.context, dim, dim),
+                (UP, Extent::Whole) => (&parts.inner, &parts.mid, inner, dim),
+                (DOWN, Extent::Whole) => (&parts.down, &parts.active, dim, inner),
+                _ => continue,
+            };
+            for (tile, out) in grad.chunks_mut(TILE * inputs).enumerate() {
+                jobs.push((out, &g[tile * TILE..], x, outputs, inputs));
+            }
+        }
+        jobs.into_par_iter().try_for_each(|(out, g, x, outputs, inputs)| {
+            let tile = out.len() / inputs;
+            let g = Matrix::strided(g, rows, tile, outputs).transposed();
+            let to = Target { out, row_stride: inputs, accumulate: true, scale: T::of(1.0) };
+            matmul_serial(to, g, Matrix::new(x, rows, inputs))
+        })
+    }
+}
