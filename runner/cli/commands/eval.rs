@@ -13,7 +13,7 @@ use serde_json::json;
 pub fn eval(args: &EvalArgs, shell: &Shell) -> Answer {
     let (run, plan) = inputs::of_run(&args.stage.run, shell)?;
     let stage = inputs::stage(&plan, &args.stage)?;
-    let inputs = inputs::open(plan, shell)?;
+    let inputs = inputs::open(plan, shell, inputs::Texts::Read)?;
     let which = args.stage.which.into();
     let results = limbeck_host::run::evaluate(
         &inputs.plan,

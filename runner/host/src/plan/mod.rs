@@ -56,6 +56,7 @@ pub fn plan(document: &Document) -> Result<Plan, Diagnostics> {
         device: top.device,
         datasets: top.datasets,
         tokenizer: top.tokenizer,
+        tokenizers: top.tokenizers,
         plugins: top.plugins,
         tensorboard: top.tensorboard,
         tasks: top.tasks,

@@ -240,7 +240,7 @@ pub(crate) fn bind(loaded: &LoadedStage, param_names: &[String], own: bool) -> R
     if output(&loaded.student, "logits").is_some() {
         resolver.student.place("logits");
     }
-    if loaded.teacher.as_ref().is_some_and(|t| output(t, "logits").is_some()) {
+    if loaded.teacher_output("logits").is_some() {
         resolver.teacher.place("logits");
     }
     let (student_outputs, teacher_outputs) = (resolver.student.0, resolver.teacher.0);
@@ -248,7 +248,8 @@ pub(crate) fn bind(loaded: &LoadedStage, param_names: &[String], own: bool) -> R
         output(instance, name).map_or(String::new(), |p| p.shape.clone())
     };
     let of_student = |name| shape(&loaded.student, name);
-    let of_teacher = |name| loaded.teacher.as_ref().map_or(String::new(), |t| shape(t, name));
+    let of_teacher =
+        |name: &String| loaded.teacher_output(name).map_or(String::new(), |p| p.shape.clone());
     Ok(Bindings {
         student_rows: student_outputs.iter().map(|n| has_row_axis(&of_student(n))).collect(),
         student_axes: student_outputs.iter().map(|n| axes(&of_student(n)).unwrap_or(0)).collect(),

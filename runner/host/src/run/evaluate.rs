@@ -15,8 +15,9 @@ use super::step::Terms;
 use super::{Failure, RunError};
 use crate::data::{Batch, Dataset};
 use crate::diagnostic::Diagnostic;
+use crate::load::Instance;
 use crate::load::instance::ForwardFlags;
-use crate::load::wiring::{LoadedStage, Source};
+use crate::load::wiring::Source;
 use crate::plan::Metric;
 use crate::tensor::Tensor;
 use limbeck_abi as abi;
@@ -172,21 +173,22 @@ impl Losses {
 /// # Errors
 /// What the plugin says; rows that do not fit the student.
 pub(crate) fn evaluate_alone(
-    loaded: &mut LoadedStage,
+    student: &mut Instance,
+    sources: &[Option<Source>],
     dataset: &Dataset,
     metrics: &[Metric],
     batch_size: usize,
     keys: Keys,
 ) -> RunResult<Values> {
     let ports: Vec<(String, bool)> =
-        loaded.student.inputs().map(|p| (p.name.clone(), p.is_optional())).collect();
+        student.inputs().map(|p| (p.name.clone(), p.is_optional())).collect();
     let mut scores = Scores::default();
     let rows: Vec<usize> = (0..dataset.rows()).collect();
     let wanted = ["logits".to_owned()];
     for (n, places) in rows.chunks(batch_size.max(1)).enumerate() {
         let batch = dataset.gather(places);
         let mut inputs = Vec::new();
-        for ((port, optional), source) in ports.iter().zip(&loaded.student_inputs) {
+        for ((port, optional), source) in ports.iter().zip(sources) {
             let tensor = match source {
                 Some(Source::Batch(column)) => batch.columns.get(column).cloned(),
                 _ => None,
@@ -200,8 +202,7 @@ pub(crate) fn evaluate_alone(
             inputs.push(tensor);
         }
         let ctx = keys.ctx(Purpose::Forward, STUDENT, 0, n as u64);
-        let out = loaded
-            .student
+        let out = student
             .forward(ctx, ForwardFlags::default(), &inputs, &wanted)
             .map_err(|e| plugin_error(&e))?;
         if let Some(logits) = out.outputs.first() {

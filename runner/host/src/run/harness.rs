@@ -2,7 +2,7 @@
 
 use super::event::{Event, EventSink};
 use super::{Control, Outcome, RunError, RunOptions, run};
-use crate::data::Datasets;
+use crate::data::{Datasets, Tokenize};
 use crate::load::{Catalogue, Loaded, SearchPath};
 use crate::plan::Plan;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ impl Bench {
             ..SearchPath::default()
         };
         let (catalogue, _) = Catalogue::discover(&search).expect("catalogue");
-        let (datasets, problems) = Datasets::open(&plan);
+        let (datasets, problems) = Datasets::open(&plan, Tokenize::Always);
         assert!(problems.is_empty(), "{problems:?}");
         Some(Self { plan, catalogue, datasets, _cache: cache })
     }

@@ -51,6 +51,8 @@ pub(crate) enum TeacherKind {
     Ema(f64),
     /// The student itself, detached.
     Own,
+    /// Outputs that are read.
+    Cached,
 }
 
 /// A frozen student of a scheduler.
@@ -106,6 +108,7 @@ impl<'a> Live<'a> {
             Some(TeacherPlan::Plugin(_) | TeacherPlan::Stage { .. }) => TeacherKind::Frozen,
             Some(TeacherPlan::Ema { decay }) => TeacherKind::Ema(*decay),
             Some(TeacherPlan::SelfOutputs) => TeacherKind::Own,
+            Some(TeacherPlan::Cache(_)) => TeacherKind::Cached,
         };
         let result = Self::activate_instances(loaded, keys, work);
         if let Err(error) = result {
@@ -243,15 +246,13 @@ impl<'a> Live<'a> {
     fn spec(&self, input: &super::bind::Input) -> Option<TensorSpec> {
         use super::bind::Feed;
         let declared = |instance: &crate::load::Instance, name: &str| {
-            let port = instance.ports().iter().find(|p| p.is_output() && p.name == name)?;
-            let axes = port.shape.split(',').map(|a| a.trim().parse().unwrap_or(-1));
-            let dtype = port.dtypes.first().copied().unwrap_or(DType::F32);
-            Some(TensorSpec { dtype, shape: axes.collect() })
+            instance.ports().iter().find(|p| p.is_output() && p.name == name).map(spec_of)
         };
         let mut spec = match input.feed.as_ref()? {
             Feed::Student(i) => declared(&self.loaded.student, self.bound.student_outputs.get(*i)?),
             Feed::Teacher(i) => {
-                declared(self.loaded.teacher.as_ref()?, self.bound.teacher_outputs.get(*i)?)
+                let port = self.loaded.teacher_output(self.bound.teacher_outputs.get(*i)?);
+                port.map(spec_of)
             }
             Feed::Snapshot(s, i) => {
                 let snapshot = self.loaded.snapshots.get(*s)?;
@@ -311,6 +312,13 @@ pub(crate) fn deactivate(loaded: &mut LoadedStage) {
             instance.deactivate();
         }
     }
+}
+
+/// Shape of a port as far as it is known; -1 is not.
+fn spec_of(port: &crate::load::instance::Port) -> TensorSpec {
+    let axes = port.shape.split(',').map(|a| a.trim().parse().unwrap_or(-1));
+    let dtype = port.dtypes.first().copied().unwrap_or(DType::F32);
+    TensorSpec { dtype, shape: axes.collect() }
 }
 
 /// A copy in host memory.

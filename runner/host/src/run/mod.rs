@@ -3,6 +3,9 @@
 mod arith;
 mod assemble;
 mod bind;
+mod capture;
+#[cfg(test)]
+mod capture_tests;
 pub mod checkpoint;
 mod error;
 mod evaluate;
@@ -25,7 +28,7 @@ mod pass;
 mod probe;
 pub mod random;
 mod request;
-mod rows;
+pub(crate) mod rows;
 pub mod rundir;
 pub mod safetensors;
 mod schedule;
@@ -34,6 +37,7 @@ mod session;
 mod stage;
 mod state;
 mod step;
+mod topk;
 mod train_step;
 mod training;
 pub mod vfs;

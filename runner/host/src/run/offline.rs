@@ -2,6 +2,7 @@
 //!
 //! Uses the instance of the stage that trained the student; the run directory is read, never changed, outside a run.
 
+use super::checkpoint::Files;
 use super::error::{RunResult, bug, plugin_error};
 use super::evaluate::{Values, evaluate_alone};
 use super::live::{Keys, STUDENT, copy_of};
@@ -16,16 +17,17 @@ use super::training::student_of;
 use super::{Failure, RunError};
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostic;
+use crate::load::Instance;
 use crate::load::Loaded;
-use crate::load::wiring::LoadedStage;
+use crate::load::wiring::{LoadedStage, Source};
 use crate::plan::{
-    EvalPlan, ExportPlan, FromStage, Metric, Plan, PluginUse, StagePlan, TeacherPlan, TrainPlan,
-    Which,
+    CacheAt, EvalPlan, ExportPlan, FromStage, Metric, Plan, PluginUse, StagePlan, TeacherPlan,
+    TrainPlan, Which,
 };
 use crate::report::hf;
 use crate::run::event::Event;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Calls `f` with the active student of a stage, as `from` asks for it.
 fn with_student<T>(
@@ -33,29 +35,43 @@ fn with_student<T>(
     loaded: &mut Loaded,
     run: &Path,
     from: &FromStage,
-    f: impl FnOnce(&mut LoadedStage, Keys) -> RunResult<T>,
+    f: impl FnOnce(&mut Instance, &[Option<Source>], Keys) -> RunResult<T>,
 ) -> RunResult<T> {
     let files = student_of(plan, run, from)?;
     let Some(Some(stage)) = loaded.stages.get_mut(from.stage) else {
         return Err(bug(format!("stage `{}` was not loaded", plan.stages[from.stage].name)));
     };
     let keys = Keys { seed: plan.seed, stage: from.stage as u64 };
-    let work = std::env::temp_dir().join(format!("limbeck-{}-student", std::process::id()));
+    let LoadedStage { student, student_inputs, .. } = stage;
+    activated(student, Some(&files), keys, STUDENT, |student| f(student, student_inputs, keys))
+}
+
+/// Calls `f` with a model that is active meanwhile; `files`: of the checkpoint whose student it becomes.
+pub(crate) fn activated<T>(
+    model: &mut Instance,
+    files: Option<&Files>,
+    keys: Keys,
+    slot: u64,
+    f: impl FnOnce(&mut Instance) -> RunResult<T>,
+) -> RunResult<T> {
+    let work = std::env::temp_dir().join(format!("limbeck-{}-model", std::process::id()));
     std::fs::create_dir_all(&work).map_err(|e| super::error::io_error("create", &work, &e))?;
-    let ctx = keys.ctx(Purpose::Activate, STUDENT, 0, 0);
-    stage.student.activate(ctx, &work).map_err(|e| plugin_error(&e))?;
+    let ctx = keys.ctx(Purpose::Activate, slot, 0, 0);
+    model.activate(ctx, &work).map_err(|e| plugin_error(&e))?;
     let result = (|| {
-        let params = stage.student.params().map_err(|e| plugin_error(&e))?;
-        let model = tensors(&files, "model.safetensors")?;
-        overwrite(&params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
-        let ctx = keys.ctx(Purpose::State, STUDENT, 0, 0);
-        stage.student.params_changed(ctx).map_err(|e| plugin_error(&e))?;
-        if let Some(bytes) = files.get("plugins/student.bin") {
-            stage.student.state_load(ctx, bytes).map_err(|e| plugin_error(&e))?;
+        if let Some(files) = files {
+            let params = model.params().map_err(|e| plugin_error(&e))?;
+            let values = tensors(files, "model.safetensors")?;
+            overwrite(&params, &values, "").map_err(|e| misfit("model.safetensors", e))?;
+            let ctx = keys.ctx(Purpose::State, slot, 0, 0);
+            model.params_changed(ctx).map_err(|e| plugin_error(&e))?;
+            if let Some(bytes) = files.get("plugins/student.bin") {
+                model.state_load(ctx, bytes).map_err(|e| plugin_error(&e))?;
+            }
         }
-        f(stage, keys)
+        f(model)
     })();
-    stage.student.deactivate();
+    model.deactivate();
     // Best effort: it is a temporary directory.
     let _ = std::fs::remove_dir_all(&work);
     result
@@ -78,17 +94,28 @@ impl Session<'_, '_> {
     pub fn eval_stage(&mut self, stage: &StagePlan, eval: &EvalPlan) -> RunResult<StageRecord> {
         let dir = stage_dir(self.dir, stage);
         let datasets = self.datasets;
-        let all =
-            with_student(self.plan, &mut self.loaded, self.dir, &eval.model, |loaded, keys| {
+        let all = with_student(
+            self.plan,
+            &mut self.loaded,
+            self.dir,
+            &eval.model,
+            |student, inputs, keys| {
                 let mut all: Vec<(String, Values)> = Vec::new();
                 for id in &eval.data {
                     let data = dataset(datasets, id)?;
-                    let values =
-                        evaluate_alone(loaded, &data, &eval.metrics, eval.batch_size, keys)?;
+                    let values = evaluate_alone(
+                        student,
+                        inputs,
+                        &data,
+                        &eval.metrics,
+                        eval.batch_size,
+                        keys,
+                    )?;
                     all.push((id.clone(), values));
                 }
                 Ok(all)
-            })?;
+            },
+        )?;
         let mut metrics = Vec::new();
         for (id, values) in all {
             let of = LineOf { stage: &stage.name, task: "", step: 0, eval: Some(&id) };
@@ -157,8 +184,8 @@ fn write_model(
 ) -> RunResult<()> {
     let train = training(plan, from.stage)?;
     let stage = &plan.stages[from.stage];
-    let model = with_student(plan, loaded, run, from, |loaded, _| {
-        let params = loaded.student.params().map_err(|e| plugin_error(&e))?;
+    let model = with_student(plan, loaded, run, from, |student, _, _| {
+        let params = student.params().map_err(|e| plugin_error(&e))?;
         let mut parameters = Vec::new();
         let mut tied = BTreeMap::new();
         for param in &params {
@@ -170,12 +197,14 @@ fn write_model(
             }
         }
         Ok(hf::ExportedModel {
-            plugin: loaded.student.id().to_owned(),
-            version: loaded.student.version().to_owned(),
+            plugin: student.id().to_owned(),
+            version: student.version().to_owned(),
             settings,
+            config: student.folder_config().map_err(|e| plugin_error(&e))?,
             parameters,
             tied,
             metrics: metrics_of(plan, run, from.stage),
+            data: data_of(plan, train),
             pipeline_name: plan.name.clone(),
             description: plan.description.clone(),
             pipeline_text: plan.text.clone(),
@@ -186,6 +215,22 @@ fn write_model(
         })
     })?;
     hf::export(to, &model).map_err(|d| RunError::new(Failure::Io, d))
+}
+
+/// Datasets and names of their files.
+fn data_of(plan: &Plan, train: &TrainPlan) -> Vec<String> {
+    let line = |what: &str, id: &str| {
+        let files = plan.datasets.get(id).map(|d| d.paths.as_slice()).unwrap_or_default();
+        let name =
+            |p: &PathBuf| format!("`{}`", p.file_name().unwrap_or_default().to_string_lossy());
+        let files: Vec<String> = files.iter().map(name).collect();
+        format!("{what} on `{id}`: {}", files.join(", "))
+    };
+    let of_task = |task: &crate::plan::TaskPlan| {
+        let valid = task.valid.as_ref().map(|id| line("measured", id));
+        std::iter::once(line("trained", &task.train)).chain(valid)
+    };
+    train.tasks.iter().flat_map(of_task).collect()
 }
 
 /// Final metrics of a stage, under the name of the rows they were measured on.
@@ -206,6 +251,12 @@ fn teacher_info(plan: &Plan, run: &Path, teacher: &TeacherPlan) -> hf::TeacherIn
         }
         TeacherPlan::Ema { decay } => (format!("EMA of the student, decay {decay}"), Vec::new()),
         TeacherPlan::SelfOutputs => ("the student itself".to_owned(), Vec::new()),
+        TeacherPlan::Cache(cache) => match &cache.at {
+            CacheAt::Stage(stage) => {
+                (format!("cache of stage `{}`", plan.stages[*stage].name), Vec::new())
+            }
+            CacheAt::Dir(dir) => (format!("cache `{}`", dir.display()), Vec::new()),
+        },
     };
     hf::TeacherInfo { description, parameters: None, metrics }
 }
@@ -235,11 +286,12 @@ pub(crate) fn evaluate(
     if metrics.is_empty() {
         metrics.push(Metric::Accuracy);
     }
-    with_student(plan, &mut loaded, run, from, |loaded, keys| {
+    with_student(plan, &mut loaded, run, from, |student, inputs, keys| {
         ids.iter()
             .map(|id| {
                 let data = dataset(datasets, id)?;
-                let values = evaluate_alone(loaded, &data, &metrics, train.batch_size, keys)?;
+                let size = train.batch_size;
+                let values = evaluate_alone(student, inputs, &data, &metrics, size, keys)?;
                 Ok((id.clone(), values))
             })
             .collect()

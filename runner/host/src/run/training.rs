@@ -2,6 +2,7 @@
 //!
 //! An attempt goes on from the newest whole checkpoint; none of its state outlives it but what a checkpoint holds.
 
+use super::capture::cache_dir;
 use super::checkpoint::{Files, Store};
 use super::error::{RunResult, bug, contract};
 use super::event::Event;
@@ -13,8 +14,10 @@ use super::stage::{Ended, Stage};
 use super::state::{Progress, misfit, tensors};
 use super::vfs::RealFs;
 use super::{Failure, RunError};
+use crate::cache::Cache;
 use crate::diagnostic::Diagnostic;
-use crate::plan::{FromStage, Plan, StagePlan, TeacherPlan, TrainPlan, Which};
+use crate::load::wiring::LoadedStage;
+use crate::plan::{CacheAt, FromStage, Plan, StagePlan, TeacherPlan, TrainPlan, Which, Work};
 use std::path::Path;
 use std::time::Instant;
 
@@ -101,6 +104,7 @@ impl Session<'_, '_> {
         let Some(Some(loaded)) = self.loaded.stages.get_mut(stage.index) else {
             return Err(bug(format!("stage `{}` was not loaded", stage.name)));
         };
+        open_cache(self.plan, self.dir, loaded)?;
         let keys = Keys { seed: self.plan.seed, stage: stage.index as u64 };
         let live = Live::activate(loaded, train, self.datasets, keys, &dir.join("work"))?;
         let mut at_work = Stage {
@@ -180,6 +184,26 @@ impl Session<'_, '_> {
         let json = serde_json::json!({"schedulers": schedulers});
         super::stage::write_json(&dir.join("eval"), "method.json", &json)
     }
+}
+
+/// Opens the cache that stands for the stage's teacher.
+fn open_cache(plan: &Plan, run: &Path, loaded: &mut LoadedStage) -> RunResult<()> {
+    let Some(cache) = loaded.cache.as_mut().filter(|c| c.open.is_none()) else { return Ok(()) };
+    let dir = match &cache.at {
+        CacheAt::Dir(dir) => dir.clone(),
+        CacheAt::Stage(index) => match plan.stages.get(*index) {
+            Some(stage @ StagePlan { work: Work::Capture(capture), .. }) => {
+                cache_dir(run, stage, capture)
+            }
+            _ => return Err(bug("a cache of a stage that captures nothing")),
+        },
+    };
+    let opened = Cache::open(&dir).map_err(|(file, why)| {
+        let message = format!("teacher cache: cannot use {}: {why}", file.display());
+        RunError::new(Failure::Malformed, Diagnostic::error("LMB0519", message))
+    })?;
+    cache.open = Some(opened);
+    Ok(())
 }
 
 /// Files of earlier stages.

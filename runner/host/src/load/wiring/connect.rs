@@ -7,7 +7,10 @@ use super::ends::{Ends, STUDENT, SchedulerEnd, TEACHER};
 use super::rows::{self, GroupChoice};
 use super::shape::Shapes;
 use super::stage::{Builder, CreatedTerm};
-use super::{LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, Source, TermRows, check};
+use super::{
+    CachedTeacher, LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, Source, TermRows,
+    cached, check, tokens,
+};
 use crate::data::Dataset;
 use crate::diagnostic::{Diagnostic, Span};
 use crate::load::create::place;
@@ -28,6 +31,7 @@ impl<'a> Builder<'a> {
         &self,
         student: &Instance,
         teacher: Option<&Instance>,
+        cache: Option<&CachedTeacher>,
         schedulers: &[(usize, Instance, Schedule)],
     ) -> Ends {
         let outputs = |i: &Instance| i.outputs().cloned().collect::<Vec<Port>>();
@@ -37,12 +41,17 @@ impl<'a> Builder<'a> {
             Some(TeacherPlan::Plugin(p) | TeacherPlan::Stage { student: p, .. }) => {
                 place(&p.id, p.id_span.as_ref())
             }
+            Some(TeacherPlan::Cache(cache)) => place("cache", cache.span.as_ref()),
             _ => place(&self.train.student.id, self.train.student.id_span.as_ref()),
         };
         Ends {
             columns: batch.as_ref().map(|(dataset, _)| dataset.columns()),
             student: outputs(student),
-            teacher: if is_self { Some(outputs(student)) } else { teacher.map(outputs) },
+            teacher: if is_self {
+                Some(outputs(student))
+            } else {
+                teacher.map(outputs).or_else(|| cache.map(|c| c.ports.clone()))
+            },
             teacher_is_student: is_self,
             schedulers: schedulers
                 .iter()
@@ -66,16 +75,18 @@ impl<'a> Builder<'a> {
     }
 
     /// Binds every port; problems are left in the builder.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a stage")]
     pub fn wire(
         &mut self,
         student: Instance,
         teacher: Option<Instance>,
+        cache: Option<CachedTeacher>,
         terms: Vec<CreatedTerm>,
         schedulers: Vec<(usize, Instance, Schedule)>,
         own_terms: Vec<(usize, usize, Instance)>,
         snapshots: Vec<LoadedSnapshot>,
     ) -> LoadedStage {
-        let ends = self.ends(&student, teacher.as_ref(), &schedulers);
+        let ends = self.ends(&student, teacher.as_ref(), cache.as_ref(), &schedulers);
         let mut shapes = Shapes::default();
         let train = self.train;
         let student_inputs = self.wire_model(
@@ -145,6 +156,7 @@ impl<'a> Builder<'a> {
             student_inputs,
             teacher,
             teacher_inputs,
+            cache,
             student_wanted: Vec::new(),
             teacher_wanted: Vec::new(),
             terms: loaded_terms,
@@ -158,6 +170,16 @@ impl<'a> Builder<'a> {
             problem.context.get_or_insert_with(|| format!("stage `{}`", self.stage.name));
         }
         self.problems.append(&mut found);
+        if let Some(cache) = &loaded.cache {
+            let settings = |term: usize| {
+                self.train.loss.get(term).map_or(serde_json::Value::Null, |t| {
+                    let filled = self.catalogue.check_settings(&t.plugin.id, &t.plugin.with);
+                    filled.unwrap_or_else(|_| t.plugin.with.clone())
+                })
+            };
+            let mut found = cached::temperatures(self.train, cache, &loaded.terms, settings);
+            self.problems.append(&mut found);
+        }
         self.problems.append(&mut check::claims(self.stage, self.train, &loaded));
         self.problems.append(&mut check::datasets(self.stage, self.train, self.data, &loaded));
         loaded
@@ -192,7 +214,17 @@ impl<'a> Builder<'a> {
             scope,
             has_vocab: false,
         };
-        self.bind(ends, shapes, &consumer).into_iter().map(|w| w.map(|w| w.source)).collect()
+        let wires = self.bind(ends, shapes, &consumer);
+        let inputs: Vec<_> = wires.into_iter().map(|w| w.map(|w| w.source)).collect();
+        if let Some((data, _)) = self.batch() {
+            let found = tokens::check(model, &inputs, data);
+            self.problems.extend(
+                found
+                    .into_iter()
+                    .map(|d| d.at(plugin.id_span.clone()).within(consumer.context.clone())),
+            );
+        }
+        inputs
     }
 
     #[expect(clippy::too_many_arguments, reason = "one term's whole surroundings")]

@@ -1,11 +1,13 @@
 //! What is going to happen, as plain data. Later phases read it and never change it.
 
+mod capture;
 mod data;
 mod evaluation;
 mod slots;
 mod stage;
 mod training;
 
+pub use capture::{CacheAt, CachePlan, CapturePlan, TopK};
 pub use data::{
     Column, DatasetPlan, Format, TensorColumns, TensorPlan, TextColumns, TokenizerPlan,
 };
@@ -43,8 +45,10 @@ pub struct Plan {
     pub device: DeviceChoice,
     /// `datasets`, by id.
     pub datasets: BTreeMap<String, DatasetPlan>,
-    /// `tokenizer`.
+    /// `tokenizer`: of `text`.
     pub tokenizer: Option<TokenizerPlan>,
+    /// `tokenizers`, by name: of `texts`.
+    pub tokenizers: BTreeMap<String, TokenizerPlan>,
     /// `plugins`: libraries off the search path.
     pub plugins: Vec<PinnedPlugin>,
     /// `trackers` holds `tensorboard`.
