@@ -320,6 +320,8 @@ fn cross_entropy_agrees_with_the_oracle() {
             let s: Vec<f32> = random.logits(4 * width, 5.0).iter().map(|x| *x as f32).collect();
             let labels: Vec<usize> = (0..4).map(|n| n * 7919 % width).collect();
             let mask: Vec<bool> = (0..width).map(|v| v % 5 != 4 || labels.contains(&v)).collect();
+            let own: Vec<bool> =
+                (0..4 * width).map(|k| k % 3 != 1 || labels[k / width] == k % width).collect();
             let Ok(Spec::CrossEntropy(spec)) = parse("ce", &json!({"label_smoothing": smoothing}))
             else {
                 panic!("ce")
@@ -329,6 +331,7 @@ fn cross_entropy_agrees_with_the_oracle() {
                 student: (&s[..], width).into(),
                 grad: Some((&mut grad[..], width).into()),
                 class_mask: Some(&mask),
+                row_classes: Some(&own),
                 weights: &|n| (n != 1).then_some(1.0),
                 labels: &|n| labels[n],
                 grad_factor: 0.25,
@@ -351,6 +354,13 @@ fn cross_entropy_agrees_with_the_oracle() {
                     Array {
                         shape: vec![width],
                         data: mask.iter().map(|x| f64::from(*x)).collect(),
+                    },
+                ),
+                (
+                    "row_classes".into(),
+                    Array {
+                        shape: vec![4, width],
+                        data: own.iter().map(|x| f64::from(*x)).collect(),
                     },
                 ),
                 ("row_mask".into(), Array { shape: vec![4], data: vec![1.0, 0.0, 1.0, 1.0] }),

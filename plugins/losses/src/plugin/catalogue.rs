@@ -65,6 +65,7 @@ losses! {
     Dkd(DkdSettings) = "limbeck.dkd" SMOOTH, "decoupled distillation: target and rest weighted apart";
     Dist(DistSettings) = "limbeck.dist" COUPLED, "one minus correlations of rows and columns (batch-coupled)";
     Ce(CeSettings) = "limbeck.ce" SMOOTH, "cross-entropy with hard labels";
+    Bce(BceSettings) = "limbeck.bce" SMOOTH, "binary cross-entropy with hard labels, a sigmoid per class";
     LogitStd(LogitStdSettings) = "limbeck.logit-std" SMOOTH, "forward KL of standardised logits";
     BceKd(BceKdSettings) = "limbeck.bce-kd" SMOOTH, "binary cross-entropy with the teacher's sigmoids";
     Uld(UldSettings) = "limbeck.uld" PIECEWISE, "distance of sorted probabilities, for different tokenizers";

@@ -27,17 +27,20 @@ fn grad_of<'a>(
     call.grad(index)?.map(|grad| output(&grad, size.0, size.1, add)).transpose()
 }
 
-fn class_mask(call: &LossCall<'_>) -> Result<Option<Vec<bool>>> {
-    let Some(view) = call.inputs().named("class_mask")? else { return Ok(None) };
+fn flags(call: &LossCall<'_>, port: &str) -> Result<Option<Vec<bool>>> {
+    let Some(view) = call.inputs().named(port)? else { return Ok(None) };
     Ok(Some(view.to_vec::<f64>()?.into_iter().map(|kept| kept != 0.0).collect()))
 }
 
-/// Refuses a counted label outside `[0, width)`, and on a removed column if `mask` is given.
+/// Port of a mask, and whether it keeps a column of a row.
+type Mask<'m> = (&'static str, &'m dyn Fn(usize, usize) -> bool);
+
+/// Refuses a counted label outside `[0, width)`, and on a column that a mask removes from its row.
 fn check_labels(
     counted: &Counted<'_>,
     rows: usize,
     width: usize,
-    mask: Option<&[bool]>,
+    masks: &[Mask<'_>],
 ) -> Result<()> {
     for n in 0..rows {
         let Some(label) = counted.label(n) else { return Ok(()) };
@@ -49,9 +52,11 @@ fn check_labels(
             let message = format!("label {label} is outside 0..{width}");
             return Err(Error::bad_data(message).tensor("labels").row(n));
         };
-        if mask.is_some_and(|mask| !mask[class]) {
-            let message = format!("label {label} is on a column that `class_mask` removes");
-            return Err(Error::bad_data(message).tensor("labels").row(n));
+        for (name, kept) in masks {
+            if !kept(n, class) {
+                let message = format!("label {label} is on a column that `{name}` removes");
+                return Err(Error::bad_data(message).tensor("labels").row(n));
+            }
         }
     }
     Ok(())
@@ -69,9 +74,9 @@ pub fn dense(spec: &Dense, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
     let student = matrix(&named(call, "student.logits")?)?;
     let teacher = matrix(&named(call, "teacher.logits")?)?;
     let (rows, columns) = (student.rows(), student.width());
-    let mask = class_mask(call)?;
+    let mask = flags(call, "class_mask")?;
     let counted = call.counted()?;
-    check_labels(&counted, rows, columns, None)?;
+    check_labels(&counted, rows, columns, &[])?;
     let width = match spec.vocab {
         Vocab::StudentTail => columns,
         _ => columns.min(teacher.width()),
@@ -97,13 +102,17 @@ pub fn dense(spec: &Dense, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
 pub fn cross_entropy(spec: &CrossEntropy, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
     let student = matrix(&named(call, "student.logits")?)?;
     let (rows, columns) = (student.rows(), student.width());
-    let mask = class_mask(call)?;
+    let (mask, own) = (flags(call, "class_mask")?, flags(call, "row_classes")?);
     let counted = call.counted()?;
-    check_labels(&counted, rows, columns, mask.as_deref())?;
+    let in_mask = |_: usize, class: usize| mask.as_ref().is_none_or(|m| m[class]);
+    let in_own = |n: usize, class: usize| own.as_ref().is_none_or(|m| m[n * columns + class]);
+    let masks: [Mask<'_>; 2] = [("class_mask", &in_mask), ("row_classes", &in_own)];
+    check_labels(&counted, rows, columns, &masks)?;
     let kernel_call = ce::CrossEntropyCall {
         student,
         grad: grad_of(call, ports, "student.logits", (rows, columns), false)?,
         class_mask: mask.as_deref(),
+        row_classes: own.as_deref(),
         weights: &|n| counted.weight(n),
         // `check_labels` saw every row that counts; others are never asked for.
         labels: &|n| counted.label(n).and_then(|label| usize::try_from(label).ok()).unwrap_or(0),

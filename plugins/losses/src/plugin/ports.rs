@@ -12,7 +12,11 @@ const FLAGS: &[DType] = &[DType::I64, DType::U8, DType::I32, DType::F32];
 pub fn of(spec: &Spec) -> Ports {
     let ports = match spec {
         Spec::Dense(dense) => dense_ports(dense),
-        Spec::CrossEntropy(_) => Ports::new().with(student_logits()).labelled().with(class_mask()),
+        Spec::CrossEntropy(_) => {
+            let ports = Ports::new().with(student_logits()).labelled().with(class_mask());
+            ports.with(row_classes())
+        }
+        Spec::Bce(_) => Ports::new().with(student_logits()).labelled().with(class_mask()),
         Spec::Sparse(sparse) => sparse_ports(sparse),
         Spec::Dist(dist) => {
             let teacher = if dist.vocab == Vocab::Strict { "N,V" } else { "N,Vt" };
@@ -38,6 +42,11 @@ fn student_logits() -> Port {
 
 fn class_mask() -> Port {
     Port::input("class_mask", "V").dtypes(FLAGS).optional().doc("0: the column leaves both sides")
+}
+
+fn row_classes() -> Port {
+    let doc = "0: the column leaves the softmax of that row; a batch column of streams whose tasks have own classes";
+    Port::input("row_classes", "N,V").dtypes(FLAGS).optional().doc(doc)
 }
 
 fn dense_ports(dense: &Dense) -> Ports {

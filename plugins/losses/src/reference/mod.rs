@@ -96,6 +96,7 @@ pub fn evaluate(spec: &Spec, inputs: &Inputs, normalizer: f64) -> Result<Outcome
     match spec {
         Spec::Dense(dense) => dense::evaluate(dense, inputs, normalizer),
         Spec::CrossEntropy(ce) => dense::cross_entropy(ce, inputs, normalizer),
+        Spec::Bce(bce) => dense::binary(bce, inputs, normalizer),
         Spec::Sparse(sparse) => sparse::evaluate(sparse, inputs, normalizer),
         Spec::Dist(dist) => dist::evaluate(dist, inputs, normalizer),
         Spec::Hidden(hidden) => hidden::evaluate(hidden, inputs, normalizer),

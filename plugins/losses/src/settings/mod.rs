@@ -49,6 +49,8 @@ pub enum Spec {
     Dense(Dense),
     /// Hard labels.
     CrossEntropy(CrossEntropy),
+    /// Hard labels, a sigmoid per class.
+    Bce(Bce),
     /// The teacher kept only its top-k.
     Sparse(Sparse),
     /// Pearson correlations within rows and columns.
@@ -122,6 +124,7 @@ pub fn parse(id: &str, config: &serde_json::Value) -> Result<Spec, BadSetting> {
         "dkd" => read::<DkdSettings>,
         "dist" => read::<DistSettings>,
         "ce" => read::<CeSettings>,
+        "bce" => read::<BceSettings>,
         "logit_std" => read::<LogitStdSettings>,
         "bce_kd" => read::<BceKdSettings>,
         "uld" => read::<UldSettings>,
