@@ -70,6 +70,7 @@ fn rust_layouts() -> Vec<Layout> {
         "lmb_term" = Term { name, loss, config_json, rows, inputs, num_inputs, weight, reserved }
         "lmb_schedule" = Schedule {
             struct_size, events, claims, groups, num_groups, terms, num_terms, snapshots, num_snapshots,
+            definition,
         }
         "lmb_grads" = Grads { group, grads }
         "lmb_event" = Event {

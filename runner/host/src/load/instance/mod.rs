@@ -22,6 +22,7 @@ pub(crate) use self::core::{check_table, live_instances};
 pub use error::{PluginError, meaning};
 pub use marker::current_call;
 pub(crate) use marker::{adopt as adopt_call, enter as mark_call};
+pub(crate) use scheduler::{copy_schedule, with_event};
 pub use types::*;
 
 use self::core::{Core, context};
