@@ -66,6 +66,8 @@ pub const CODES: &[Code] = &[
     code("LMB0239", 78, "row group that does not exist"),
     code("LMB0240", 78, "plugin is not deterministic"),
     code("LMB0241", 78, "no teacher to read from"),
+    code("LMB0250", 78, "tasks that do not fit the scenario"),
+    code("LMB0251", 78, "buffer without room for each class"),
     code("LMB0301", 77, "built for another ABI"),
     code("LMB0302", 77, "plugin file missing"),
     code("LMB0303", 77, "not a plugin"),

@@ -23,6 +23,8 @@ pub(crate) const NOT_DIFFERENTIABLE: &str = "LMB0238";
 pub(crate) const NO_SUCH_GROUP: &str = "LMB0239";
 pub(crate) const NOT_DETERMINISTIC: &str = "LMB0240";
 pub(crate) const NO_TEACHER: &str = "LMB0241";
+pub(crate) const SCENARIO: &str = "LMB0250";
+pub(crate) const SMALL_BUFFER: &str = "LMB0251";
 
 pub(crate) const ABI: &str = "LMB0301";
 pub(crate) const FILE_MISSING: &str = "LMB0302";

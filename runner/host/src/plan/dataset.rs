@@ -140,8 +140,10 @@ fn tensors(part: &Fields, format: Format) -> BTreeMap<String, TensorPlan> {
     for entry in map_entries(part.sink, "tensors", &field.node) {
         let name = entry.key.to_string();
         check_name(part.sink, "a batch column", &name, &entry.key_span, false);
-        if matches!(name.as_str(), "labels" | "row_ids" | "row_mask" | "row_weights" | "task_index")
-        {
+        if matches!(
+            name.as_str(),
+            "labels" | "row_ids" | "row_mask" | "row_weights" | "row_classes" | "task_index"
+        ) {
             part.sink.report(
                 Diagnostic::error(
                     "LMB0114",

@@ -64,8 +64,8 @@ fn top_properties() -> serde_json::Map<String, Json> {
         "deterministic": {"type": "boolean", "default": false},
         "device": {"type": "string", "pattern": "^(auto|cpu|cuda:[0-9]+)$", "default": "auto"},
         "scenario": closed(json!({
-            "kind": {"enum": ["domain", "class"], "default": "domain"},
-            "train_classes": {"const": "all"},
+            "kind": {"enum": ["domain", "class", "task"], "default": "domain"},
+            "train_classes": {"enum": ["all", "seen", "task"]},
         }), &[]),
         "datasets": {
             "type": "object",

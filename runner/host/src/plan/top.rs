@@ -3,7 +3,7 @@
 //! Knows no stage. Paths are made relative to the pipeline's directory and not looked at.
 
 use super::dataset;
-use super::values::{check_id, check_name, later, resolve_path};
+use super::values::{check_id, check_name, resolve_path};
 use super::{DatasetPlan, DeviceChoice, PinnedPlugin, StagePlan, TaskPlan, TokenizerPlan, Work};
 use crate::diagnostic::{Diagnostic, Span, did_you_mean};
 use crate::document::{Document, Fields, Node, Sink, Value, choice_of, count_of, listed};
@@ -62,7 +62,7 @@ pub fn read(fields: &Fields, document: &Document) -> Top {
     let seed = seed(fields);
     let deterministic = fields.flag_or("deterministic", false);
     let device = device(fields);
-    scenario(fields);
+    super::scenario::read(fields);
     let tensorboard = trackers(fields);
     let plugins = plugins(fields, base);
     let tokenizer = tokenizer(fields, base);
@@ -148,33 +148,6 @@ fn device(fields: &Fields) -> DeviceChoice {
     }
     fields.keep("device", Json::from(text), Some(field));
     choice.unwrap_or(DeviceChoice::Auto)
-}
-
-fn scenario(fields: &Fields) {
-    let Some(part) = fields.part("scenario") else { return };
-    match part.field("kind") {
-        Some(field) if field.node.text() == Some("task") => {
-            later(fields.sink, "`kind: task` of a scenario", &field.node.span);
-        }
-        _ => part.choice_or_first("kind", ("domain", ()), &[("class", ())]),
-    }
-    if let Some(field) = part.field("train_classes") {
-        match field.node.text() {
-            Some("all") => part.keep("train_classes", Json::from("all"), Some(field)),
-            Some(word @ ("seen" | "task")) => {
-                later(fields.sink, &format!("`train_classes: {word}`"), &field.node.span);
-            }
-            _ => {
-                choice_of(
-                    fields.sink,
-                    "train_classes",
-                    &field.node,
-                    &[("all", ()), ("seen", ()), ("task", ())],
-                );
-            }
-        }
-    }
-    fields.keep_part("scenario", part.finish());
 }
 
 fn trackers(fields: &Fields) -> bool {

@@ -5,6 +5,7 @@
 
 use super::bind::{Bindings, OwnedParam, bind};
 use super::error::{RunResult, contract, plugin_error};
+use super::evaluate::Judge;
 use super::gradient::{Cotangent, GradSet, wants_gradient};
 use super::optimizer::Optimizer;
 use super::pass::Provided;
@@ -87,6 +88,8 @@ pub(crate) struct Live<'a> {
     pub datasets: &'a Datasets,
     /// Probes inside probes.
     pub depth: u32,
+    /// How evaluations of the stream judge.
+    pub judge: Judge,
 }
 
 impl<'a> Live<'a> {
@@ -136,6 +139,7 @@ impl<'a> Live<'a> {
             task_rows: None,
             datasets,
             depth: 0,
+            judge: Judge::default(),
         };
         live.owned_tensors()?;
         Ok(live)
@@ -261,7 +265,7 @@ impl<'a> Live<'a> {
                 let value = &self.params.get(*i)?.value;
                 Some(TensorSpec { dtype: value.dtype(), shape: value.shape().to_vec() })
             }
-            Feed::Batch(_) | Feed::Scheduler(..) => Some(TensorSpec {
+            Feed::Batch(_) | Feed::RowClasses | Feed::Scheduler(..) => Some(TensorSpec {
                 dtype: if input.name == "labels" { DType::I64 } else { DType::F32 },
                 shape: vec![-1; input.axes.unwrap_or(1)],
             }),

@@ -4,6 +4,7 @@ mod arith;
 mod assemble;
 mod bind;
 pub mod checkpoint;
+mod classes;
 mod error;
 mod evaluate;
 pub mod event;
@@ -24,7 +25,7 @@ mod owner;
 mod pass;
 mod probe;
 pub mod random;
-mod request;
+pub(crate) mod request;
 mod rows;
 pub mod rundir;
 pub mod safetensors;
@@ -34,6 +35,8 @@ mod session;
 mod stage;
 mod state;
 mod step;
+#[cfg(test)]
+mod stream_tests;
 mod train_step;
 mod training;
 pub mod vfs;
@@ -191,6 +194,13 @@ pub fn evaluate(
     data: Option<&str>,
 ) -> Result<Measured, RunError> {
     offline::evaluate(plan, loaded, datasets, run_dir, &offline::place(stage, which), data)
+}
+
+/// The task matrix that a stage wrote last; `None` outside streams and before the first task ended.
+pub fn task_matrix(plan: &Plan, run_dir: &Path, stage: usize) -> Option<matrix::TaskMatrix> {
+    let dir = rundir::stage_dir(run_dir, plan.stages.get(stage)?);
+    let bytes = std::fs::read(dir.join("eval").join("task-matrix.json")).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 /// Writes a stage's student as a Hugging Face directory: `limbeck export`.

@@ -3,8 +3,8 @@
 //! Uses the instance of the stage that trained the student; the run directory is read, never changed, outside a run.
 
 use super::error::{RunResult, bug, plugin_error};
-use super::evaluate::{Values, evaluate_alone};
-use super::live::{Keys, STUDENT, copy_of};
+use super::evaluate::{Judge, Values, evaluate_alone};
+use super::live::{Keys, Live, STUDENT, copy_of};
 use super::metrics::LineOf;
 use super::models::overwrite;
 use super::random::Purpose;
@@ -12,15 +12,15 @@ use super::rundir::{StageRecord, Status, read_stage, stage_dir, stage_hash};
 use super::session::Session;
 use super::stage::{dataset, finite, write_json};
 use super::state::{misfit, tensors};
-use super::training::student_of;
+use super::training::{read_progress, student_of};
 use super::{Failure, RunError};
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostic;
 use crate::load::Loaded;
 use crate::load::wiring::LoadedStage;
 use crate::plan::{
-    EvalPlan, ExportPlan, FromStage, Metric, Plan, PluginUse, StagePlan, TeacherPlan, TrainPlan,
-    Which,
+    EvalPlan, ExportPlan, FromStage, Metric, Plan, PluginUse, Scenario, StagePlan, TeacherPlan,
+    TrainPlan, Which,
 };
 use crate::report::hf;
 use crate::run::event::Event;
@@ -61,6 +61,84 @@ fn with_student<T>(
     result
 }
 
+/// What is to be measured.
+struct Rows<'a> {
+    datasets: &'a Datasets,
+    ids: &'a [String],
+    batch_size: usize,
+}
+
+/// How rows of a dataset are judged: those of a task of a stream with its own classes, as in the run.
+fn judge(plan: &Plan, train: &TrainPlan, datasets: &Datasets, id: &str) -> RunResult<Judge> {
+    let scenario = plan.scenario();
+    let task = plan.tasks.iter().find(|t| t.valid.as_deref() == Some(id));
+    let Some(task) = task.filter(|_| train.is_stream && scenario.splits_classes()) else {
+        return Ok(Judge::default());
+    };
+    let classes = Some(dataset(datasets, &task.train)?.classes());
+    Ok(Judge { classes, task_is_known: scenario == Scenario::Task })
+}
+
+/// Metrics of a stage's student by dataset, as the run itself would give them: a scheduler that decides the class
+/// decides here too.
+fn measure(
+    plan: &Plan,
+    loaded: &mut Loaded,
+    run: &Path,
+    from: &FromStage,
+    rows: &Rows<'_>,
+    metrics: &[Metric],
+) -> RunResult<Vec<(String, Values)>> {
+    let train = training(plan, from.stage)?;
+    let stage = loaded.stages.get(from.stage).and_then(Option::as_ref);
+    let scores = |s: &crate::load::wiring::LoadedScheduler| {
+        s.schedule.events & limbeck_abi::EVENT_EVAL_BATCH != 0
+    };
+    if stage.is_some_and(|stage| stage.schedulers.iter().any(scores)) {
+        return measure_with_schedulers(plan, loaded, run, from, rows, metrics);
+    }
+    with_student(plan, loaded, run, from, |loaded, keys| {
+        let one = |id: &String| {
+            let data = dataset(rows.datasets, id)?;
+            let judge = judge(plan, train, rows.datasets, id)?;
+            let values = evaluate_alone(loaded, &data, metrics, rows.batch_size, keys, &judge)?;
+            Ok((id.clone(), values))
+        };
+        rows.ids.iter().map(one).collect()
+    })
+}
+
+fn measure_with_schedulers(
+    plan: &Plan,
+    loaded: &mut Loaded,
+    run: &Path,
+    from: &FromStage,
+    rows: &Rows<'_>,
+    metrics: &[Metric],
+) -> RunResult<Vec<(String, Values)>> {
+    let train = training(plan, from.stage)?;
+    let files = student_of(plan, run, from)?;
+    let progress = read_progress(&files)?;
+    let Some(Some(stage)) = loaded.stages.get_mut(from.stage) else {
+        return Err(bug(format!("stage `{}` was not loaded", plan.stages[from.stage].name)));
+    };
+    let keys = Keys { seed: plan.seed, stage: from.stage as u64 };
+    let work = std::env::temp_dir().join(format!("limbeck-{}-stage", std::process::id()));
+    let mut live = Live::activate(stage, train, rows.datasets, keys, &work)?;
+    let result = (|| {
+        live.restore_files(&files, &progress)?;
+        let one = |id: &String| {
+            live.judge = judge(plan, train, rows.datasets, id)?;
+            Ok((id.clone(), live.evaluate(&*dataset(rows.datasets, id)?, metrics)?))
+        };
+        rows.ids.iter().map(one).collect()
+    })();
+    live.deactivate();
+    // Best effort: it is a temporary directory.
+    let _ = std::fs::remove_dir_all(&work);
+    result
+}
+
 fn training(plan: &Plan, stage: usize) -> RunResult<&TrainPlan> {
     let found = plan.stages.get(stage).and_then(StagePlan::training);
     found.ok_or_else(|| {
@@ -77,18 +155,9 @@ impl Session<'_, '_> {
     /// See [`Failure`].
     pub fn eval_stage(&mut self, stage: &StagePlan, eval: &EvalPlan) -> RunResult<StageRecord> {
         let dir = stage_dir(self.dir, stage);
-        let datasets = self.datasets;
+        let rows = Rows { datasets: self.datasets, ids: &eval.data, batch_size: eval.batch_size };
         let all =
-            with_student(self.plan, &mut self.loaded, self.dir, &eval.model, |loaded, keys| {
-                let mut all: Vec<(String, Values)> = Vec::new();
-                for id in &eval.data {
-                    let data = dataset(datasets, id)?;
-                    let values =
-                        evaluate_alone(loaded, &data, &eval.metrics, eval.batch_size, keys)?;
-                    all.push((id.clone(), values));
-                }
-                Ok(all)
-            })?;
+            measure(self.plan, &mut self.loaded, self.dir, &eval.model, &rows, &eval.metrics)?;
         let mut metrics = Vec::new();
         for (id, values) in all {
             let of = LineOf { stage: &stage.name, task: "", step: 0, eval: Some(&id) };
@@ -235,15 +304,8 @@ pub(crate) fn evaluate(
     if metrics.is_empty() {
         metrics.push(Metric::Accuracy);
     }
-    with_student(plan, &mut loaded, run, from, |loaded, keys| {
-        ids.iter()
-            .map(|id| {
-                let data = dataset(datasets, id)?;
-                let values = evaluate_alone(loaded, &data, &metrics, train.batch_size, keys)?;
-                Ok((id.clone(), values))
-            })
-            .collect()
-    })
+    let rows = Rows { datasets, ids: &ids, batch_size: train.batch_size };
+    measure(plan, &mut loaded, run, from, &rows, &metrics)
 }
 
 /// See [`super::export`].

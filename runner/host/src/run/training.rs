@@ -174,7 +174,13 @@ impl Session<'_, '_> {
             .map(|s| {
                 let with = self.settings(&s.plugin);
                 let version = self.catalogue.find(&s.plugin.id).map(|p| p.version.clone());
-                serde_json::json!({"name": s.name, "plugin": s.plugin.id, "version": version, "with": with})
+                let loaded = self.loaded.stages.get(stage.index).and_then(Option::as_ref);
+                let loaded = loaded.and_then(|l| l.schedulers.iter().find(|l| l.name == s.name));
+                let definition = loaded.map(|l| l.schedule.definition.clone());
+                serde_json::json!({
+                    "name": s.name, "plugin": s.plugin.id, "version": version, "with": with,
+                    "definition": definition,
+                })
             })
             .collect();
         let json = serde_json::json!({"schedulers": schedulers});
@@ -190,13 +196,15 @@ struct Models {
     matrix: Option<Vec<u8>>,
 }
 
-fn read_progress(files: &Files) -> RunResult<Progress> {
+pub(crate) fn read_progress(files: &Files) -> RunResult<Progress> {
     let bytes = files.get("state.json").map_or(&[][..], Vec::as_slice);
     serde_json::from_slice(bytes).map_err(|e| misfit("state.json", e))
 }
 
 /// Puts models, schedulers and progress in place before the loop.
 fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) -> RunResult<()> {
+    // "init" is the student as built, not as another stage left it.
+    stage.live.keep_initial();
     if let Some(files) = &models.student {
         let model = tensors(files, "model.safetensors")?;
         overwrite(&stage.live.params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
@@ -209,7 +217,6 @@ fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) ->
         stage.live.teacher_changed()?;
     }
     stage.live.optimizer.parameters_changed()?;
-    stage.live.keep_initial();
     if matches!(stage.live.teacher, TeacherKind::Ema(_)) {
         blend(&stage.live.params, &stage.live.teacher_params, 0.0)
             .map_err(|e| contract(stage.live.loaded.student.id(), e))?;
@@ -228,7 +235,6 @@ fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) ->
         && let Ok(serde_json::Value::Object(mut object)) = serde_json::from_slice(bytes)
     {
         object.remove("summary");
-        object.remove("mask");
         stage.progress.matrix = serde_json::from_value(object.into()).ok();
     }
     Ok(())

@@ -7,13 +7,17 @@ use super::ends::{Ends, STUDENT, SchedulerEnd, TEACHER};
 use super::rows::{self, GroupChoice};
 use super::shape::Shapes;
 use super::stage::{Builder, CreatedTerm};
-use super::{LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, Source, TermRows, check};
-use crate::data::Dataset;
+use super::{
+    LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, ROW_CLASSES, Source, TermRows, check,
+    scenario,
+};
+use crate::data::{ColumnSpec, Dataset};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::load::create::place;
 use crate::load::instance::{Port, Schedule};
 use crate::load::{Instance, codes};
-use crate::plan::{Bound, PluginUse, Reduction, TeacherPlan};
+use crate::plan::{Bound, PluginUse, Reduction, TeacherPlan, TrainClasses};
+use crate::tensor::DType;
 use std::collections::BTreeMap;
 
 impl<'a> Builder<'a> {
@@ -22,6 +26,17 @@ impl<'a> Builder<'a> {
         let data = self.data;
         let read = |t: &crate::plan::TaskPlan| Some((data.get(&t.train)?.as_ref(), t.span.clone()));
         self.train.tasks.iter().find_map(read)
+    }
+
+    /// Columns of a batch: those of the dataset, and `row_classes` where softmaxes are narrowed.
+    fn columns(&self, dataset: &Dataset, student: &Instance) -> Vec<ColumnSpec> {
+        let mut columns = dataset.columns();
+        let narrows = self.train.is_stream && self.plan.train_classes() != TrainClasses::All;
+        if let (true, Some(width)) = (narrows, scenario::width(student)) {
+            let (name, dtype) = (ROW_CLASSES.to_owned(), DType::U8);
+            columns.push(ColumnSpec { name, dtype, row_shape: vec![width] });
+        }
+        columns
     }
 
     fn ends(
@@ -40,7 +55,7 @@ impl<'a> Builder<'a> {
             _ => place(&self.train.student.id, self.train.student.id_span.as_ref()),
         };
         Ends {
-            columns: batch.as_ref().map(|(dataset, _)| dataset.columns()),
+            columns: batch.as_ref().map(|(dataset, _)| self.columns(dataset, student)),
             student: outputs(student),
             teacher: if is_self { Some(outputs(student)) } else { teacher.map(outputs) },
             teacher_is_student: is_self,
@@ -160,6 +175,14 @@ impl<'a> Builder<'a> {
         self.problems.append(&mut found);
         self.problems.append(&mut check::claims(self.stage, self.train, &loaded));
         self.problems.append(&mut check::datasets(self.stage, self.train, self.data, &loaded));
+        self.problems.append(&mut scenario::check(
+            self.plan,
+            self.catalogue,
+            self.data,
+            self.stage,
+            self.train,
+            &loaded,
+        ));
         loaded
     }
 
@@ -345,7 +368,7 @@ impl<'a> Builder<'a> {
                 .iter()
                 .flatten()
                 .map(|c| c.name.clone())
-                .filter(|c| !named.contains(c));
+                .filter(|c| !named.contains(c) && c != ROW_CLASSES);
             inputs.extend(columns.map(|c| (c.clone(), Some(Source::Batch(c)))));
         }
         Some(LoadedScheduler { name: planned.name.clone(), instance, schedule, inputs })

@@ -8,6 +8,7 @@ mod check;
 mod connect;
 mod ends;
 mod rows;
+mod scenario;
 mod shape;
 mod stage;
 #[cfg(test)]
@@ -32,6 +33,11 @@ pub(crate) fn stage(
 ) -> Result<LoadedStage, Diagnostics> {
     stage::Builder { plan, catalogue, data, stage, train, problems: Vec::new() }.build()
 }
+
+pub(crate) use scenario::width;
+
+/// Batch column that the host makes: `[N, V]`, 0 where a column is no class of the row's task (or of the tasks so far).
+pub(crate) const ROW_CLASSES: &str = "row_classes";
 
 /// Where an input comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

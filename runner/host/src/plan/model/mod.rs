@@ -63,16 +63,6 @@ pub struct Plan {
     pub warnings: Diagnostics,
 }
 
-impl Plan {
-    /// `scenario.kind`, read from the resolved pipeline.
-    pub fn scenario(&self) -> Scenario {
-        match self.resolved.pointer("/scenario/kind").and_then(Json::as_str) {
-            Some("class") => Scenario::Class,
-            _ => Scenario::Domain,
-        }
-    }
-}
-
 /// `device: auto | cpu | cuda:N`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -82,15 +72,6 @@ pub enum DeviceChoice {
     Cpu,
     /// A CUDA device.
     Cuda(u32),
-}
-
-/// `scenario.kind`: how the classes of a stream's tasks relate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scenario {
-    /// The same classes in each task; the default.
-    Domain,
-    /// New classes in each task; the output layer knows all of them from the start.
-    Class,
 }
 
 /// `plugins[]`.
