@@ -4,6 +4,7 @@
 
 pub mod diagnostic;
 pub mod events;
+pub mod matrix;
 pub mod table;
 
 use crate::args::{Color, Global, Progress};

@@ -6,7 +6,7 @@ use crate::exit;
 use crate::render::events::number;
 use serde_json::json;
 
-/// Prints the metrics of a stage's student, a line per dataset.
+/// Prints the metrics of a stage's student, a line per dataset, and the task matrix of a stream.
 ///
 /// # Errors
 /// No such run, stage, dataset or checkpoint.
@@ -31,6 +31,13 @@ pub fn eval(args: &EvalArgs, shell: &Shell) -> Answer {
             metrics.iter().map(|(m, v)| (m.clone(), json!(v))).collect();
         let value = json!({"type": "evaluated", "stage": name, "data": data, "metrics": object});
         shell.renderer.answer(&format!("{name} on {data}{text}"), &value);
+    }
+    if args.data.is_none()
+        && let Some(matrix) = limbeck_host::run::task_matrix(&inputs.plan, &run.dir, stage)
+    {
+        let mut value = matrix.to_json();
+        value["type"] = "task_matrix".into();
+        shell.renderer.answer(&crate::render::matrix::text(&matrix), &value);
     }
     Ok(exit::DONE)
 }

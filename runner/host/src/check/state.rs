@@ -51,7 +51,7 @@ unsafe extern "C" fn read(this: *mut c_void, data: *mut c_void, n: u64) -> i64 {
     }
 }
 
-fn save(live: &Live, chunk: usize) -> Result<Vec<u8>, Miss> {
+pub(super) fn save(live: &Live, chunk: usize) -> Result<Vec<u8>, Miss> {
     let Some(function) = live.table().state_save else {
         return Err(Miss::Skip("keeps no state".to_owned()));
     };
@@ -68,7 +68,7 @@ fn save(live: &Live, chunk: usize) -> Result<Vec<u8>, Miss> {
     }
 }
 
-fn load(live: &Live, bytes: &[u8], chunk: usize) -> Result<(abi::Status, String), Miss> {
+pub(super) fn load(live: &Live, bytes: &[u8], chunk: usize) -> Result<(abi::Status, String), Miss> {
     let Some(function) = live.table().state_load else {
         return Err(Miss::Skip("keeps no state".to_owned()));
     };
