@@ -20,7 +20,16 @@ const EDGES: &[(&str, &[&str])] = &[
 /// Crates that only these may use directly.
 const RESERVED: &[(&str, &[&str])] = &[
     ("libloading", &["limbeck-host"]),
-    ("candle-core", &["limbeck-models", "limbeck-sdk", "limbeck-students", "limbeck-teachers"]),
+    (
+        "candle-core",
+        &[
+            "limbeck-losses",
+            "limbeck-models",
+            "limbeck-sdk",
+            "limbeck-students",
+            "limbeck-teachers",
+        ],
+    ),
     ("candle-nn", &["limbeck-models", "limbeck-students", "limbeck-teachers"]),
     ("clap", &["limbeck"]),
     ("clap_complete", &["limbeck"]),

@@ -4,10 +4,13 @@
 //! * [`reference`]: the f64 oracle of the whole catalogue.
 //! * [`plugin`]: the losses as plugins; the entry symbol is exported by feature `plugin`.
 //! * [`cpu`]: the fast path of the losses that large models are trained with.
+//! * `candle_ops`, with feature `candle`: the dense losses as operations of candle programs.
 //!
 //! Every loss computes `value = Σ w ℓ / normalizer` over counted rows and the exact gradient of that value.
 //! It divides by nothing else, so micro-batches add up.
 
+#[cfg(feature = "candle")]
+pub mod candle_ops;
 pub mod cpu;
 #[cfg(test)]
 mod golden;

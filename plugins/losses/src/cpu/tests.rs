@@ -55,8 +55,8 @@ element! {
     bf16, bf16::from_f64, bf16::to_f64, 3.95e-3;
 }
 
-const DENSE: [&str; 9] =
-    ["fkl", "rkl", "gjsd", "skl", "srkl", "tvd", "soft_ce", "sym_kl", "logit_mse"];
+const DENSE: [&str; 10] =
+    ["fkl", "rkl", "gjsd", "skl", "srkl", "tvd", "soft_ce", "sym_kl", "alpha_div", "logit_mse"];
 
 struct Case {
     loss: &'static str,
@@ -94,7 +94,7 @@ where
         softening: spec.softening,
         non_finite: spec.non_finite,
     };
-    let Ok(sums) = dense::run(spec.divergence, &call, &mut slots, &Serial);
+    let Ok(sums) = dense::run(spec.divergence, &call, &mut slots, &mut [], &Serial);
     Found {
         value: sums.value / 4.0,
         grad: grad.iter().map(|g| g.wide()).collect(),
@@ -270,7 +270,8 @@ fn accumulating_adds_exactly_what_overwriting_writes() {
                 softening: spec.softening,
                 non_finite: spec.non_finite,
             };
-            let Ok(_) = dense::run(spec.divergence, &call, &mut [Slot::default(); 3], &Serial);
+            let Ok(_) =
+                dense::run(spec.divergence, &call, &mut [Slot::default(); 3], &mut [], &Serial);
             for (added, written) in grad.iter().zip(&written) {
                 assert_eq!(*added, 1.0 + written, "{loss}");
             }
@@ -304,7 +305,8 @@ fn writing_over_the_logits_gives_the_same_bits() {
                 softening: spec.softening,
                 non_finite: spec.non_finite,
             };
-            let Ok(sums) = dense::run(spec.divergence, &call, &mut [Slot::default(); 2], &Serial);
+            let Ok(sums) =
+                dense::run(spec.divergence, &call, &mut [Slot::default(); 2], &mut [], &Serial);
             assert_eq!(sums.value / 4.0, apart.value, "{loss}");
             let aliased: Vec<f64> = s.iter().map(|g| f64::from(*g)).collect();
             assert_eq!(aliased, apart.grad, "{loss}");

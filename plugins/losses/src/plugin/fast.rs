@@ -3,12 +3,15 @@
 //! Labels and masks are checked before anything is written. Results do not depend on the number of threads.
 
 use super::memory::{HostPool, matrix, output, with_slots};
+use super::oracle::refusal;
 use crate::cpu::{
-    Output, Sums, cross_entropy as ce, dense as kernel, hidden as states, projection as maps,
+    Output, Sums, cross_entropy as ce, dense as kernel, hidden as states, linear as fused,
+    projection as maps, sparse as topk,
 };
 use crate::names::layered;
-use crate::settings::{CrossEntropy, Dense, Hidden, HiddenKind, Projector, Vocab};
-use limbeck_sdk::{Counted, Error, LossCall, Ports, Result, View};
+use crate::reference::{SparseRow, sparse_teacher};
+use crate::settings::{CrossEntropy, Dense, Hidden, HiddenKind, Linear, Projector, Sparse, Vocab};
+use limbeck_sdk::{Counted, DType, Error, LossCall, Ports, Result, View};
 
 fn named<'a>(call: &LossCall<'a>, name: &str) -> Result<View<'a>> {
     let absent = || Error::invalid_argument(format!("`{name}` is absent")).tensor(name);
@@ -87,10 +90,97 @@ pub fn dense(spec: &Dense, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
         softening: spec.softening,
         non_finite: spec.non_finite,
     };
-    let sums = with_slots(call, rows, |slots| {
-        kernel::run(spec.divergence, &kernel_call, slots, &HostPool(call))
+    let sums = with_slots(call, rows, |slots, scratch| {
+        kernel::run(spec.divergence, &kernel_call, slots, scratch, &HostPool(call))
     })?;
     finish(call, sums, 1.0)
+}
+
+/// Whether the student's states are f64, which the oracle computes.
+pub fn is_wide(call: &LossCall<'_>) -> Result<bool> {
+    Ok(named(call, "student.hidden")?.dtype() == DType::F64)
+}
+
+/// A dense divergence of hidden states times a head.
+pub fn linear(spec: &Linear, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
+    let hidden = matrix(&named(call, "student.hidden")?)?;
+    let head = matrix(&named(call, "student.head")?)?;
+    let counted = call.counted()?;
+    check_labels(&counted, hidden.rows(), head.rows(), None)?;
+    let teacher = match call.inputs().named("teacher.logits")? {
+        Some(logits) => fused::Teacher::Logits(matrix(&logits)?),
+        None => {
+            let states = matrix(&named(call, "teacher.hidden")?)?;
+            fused::Teacher::Product(states, matrix(&named(call, "teacher.head")?)?)
+        }
+    };
+    let of = |name: &str, m: &crate::cpu::Matrix<'_>| {
+        grad_of(call, ports, name, (m.rows(), m.width()), false)
+    };
+    let dense = &spec.dense;
+    let kernel_call = fused::LinearCall {
+        hidden_grad: of("student.hidden", &hidden)?,
+        head_grad: of("student.head", &head)?,
+        hidden,
+        head,
+        teacher,
+        weights: &|n| counted.weight(n),
+        grad_factor: call.grad_factor(),
+        divergence: dense.divergence,
+        softening: dense.softening,
+        vocab: dense.vocab,
+        non_finite: dense.non_finite,
+        chunk: spec.chunk,
+    };
+    finish(call, fused::run(&kernel_call, &HostPool(call))?, 1.0)
+}
+
+/// A teacher that kept its top-k.
+pub fn sparse(spec: &Sparse, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
+    let student = matrix(&named(call, "student.logits")?)?;
+    let (rows, columns) = (student.rows(), student.width());
+    let counted = call.counted()?;
+    check_labels(&counted, rows, columns, None)?;
+    let teachers = teachers(spec, call, &counted, (rows, columns))?;
+    let kernel_call = topk::SparseCall {
+        student,
+        teachers: &teachers,
+        grad: grad_of(call, ports, "student.logits", (rows, columns), false)?,
+        weights: &|n| counted.weight(n),
+        grad_factor: call.grad_factor(),
+        mode: spec.mode,
+        softening: spec.softening,
+        non_finite: spec.non_finite,
+    };
+    let sums = with_slots(call, rows, |slots, scratch| {
+        topk::run(&kernel_call, slots, scratch, &HostPool(call))
+    })?;
+    finish(call, sums, 1.0)
+}
+
+/// What the teacher says of each row that counts; refuses indices and log-probabilities that cannot be.
+fn teachers(
+    spec: &Sparse,
+    call: &LossCall<'_>,
+    counted: &Counted<'_>,
+    (rows, columns): (usize, usize),
+) -> Result<Vec<Option<topk::Teacher>>> {
+    let list = |name: &str| named(call, name)?.to_vec::<f64>();
+    let (indices, values) = (list("teacher.topk.indices")?, list("teacher.topk.values")?);
+    let tail = call.inputs().named("teacher.topk.tail")?.map(|view| view.to_vec::<f64>());
+    let tail = tail.transpose()?;
+    let kept = indices.len().checked_div(rows).unwrap_or(0);
+    let of_row = |n: usize| {
+        if counted.weight(n).is_none() {
+            return Ok(None);
+        }
+        let at = n * kept..(n + 1) * kept;
+        let tail = tail.as_ref().map(|tail| tail[n]);
+        let found = sparse_teacher(spec, (&indices[at.clone()], &values[at]), tail, columns, n);
+        let teacher = |row: SparseRow| topk::Teacher { kept: row.kept, rest: row.rest };
+        found.map(|row| row.map(teacher)).map_err(refusal)
+    };
+    (0..rows).map(of_row).collect()
 }
 
 /// Hard labels.
@@ -109,7 +199,8 @@ pub fn cross_entropy(spec: &CrossEntropy, ports: &Ports, call: &LossCall<'_>) ->
         labels: &|n| counted.label(n).and_then(|label| usize::try_from(label).ok()).unwrap_or(0),
         grad_factor: call.grad_factor(),
     };
-    let sums = with_slots(call, rows, |slots| ce::run(spec, &kernel_call, slots, &HostPool(call)))?;
+    let sums =
+        with_slots(call, rows, |slots, _| ce::run(spec, &kernel_call, slots, &HostPool(call)))?;
     finish(call, sums, 1.0)
 }
 
@@ -157,7 +248,7 @@ fn hidden_pair(
     let comparison = match spec.kind {
         HiddenKind::Mse { projector: Projector::Linear, bias } => {
             let projection = projection(call, t.width(), width, bias, next_param)?;
-            return with_slots(call, rows, |slots| {
+            return with_slots(call, rows, |slots, _| {
                 maps::run_projected(&kernel_call, &projection, slots, &pool)
             });
         }
@@ -166,7 +257,7 @@ fn hidden_pair(
         }
         _ => states::Comparison::Mse,
     };
-    with_slots(call, rows, |slots| states::run(comparison, &kernel_call, slots, &pool))
+    with_slots(call, rows, |slots, _| states::run(comparison, &kernel_call, slots, &pool))
 }
 
 fn projection<'a>(

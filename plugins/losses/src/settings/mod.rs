@@ -6,6 +6,7 @@
 mod batch;
 mod dense;
 mod items;
+mod linear;
 mod macros;
 mod sparse;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 pub use batch::*;
 pub use dense::*;
 pub use items::*;
+pub use linear::*;
 pub use sparse::*;
 
 use serde::de::DeserializeOwned;
@@ -53,6 +55,8 @@ pub enum Spec {
     Sparse(Sparse),
     /// Pearson correlations within rows and columns.
     Dist(Dist),
+    /// A dense loss on hidden states times a head.
+    Linear(Linear),
     /// A loss on hidden states, row by row.
     Hidden(Hidden),
     /// A loss on attention, sequence by sequence.
@@ -126,6 +130,7 @@ pub fn parse(id: &str, config: &serde_json::Value) -> Result<Spec, BadSetting> {
         "bce_kd" => read::<BceKdSettings>,
         "uld" => read::<UldSettings>,
         "lwf" => read::<LwfSettings>,
+        "fused_linear" => read::<FusedLinearSettings>,
         "topk_tail" => read::<TopkTailSettings>,
         "topk_teacher_renorm" => read::<TopkTeacherRenormSettings>,
         "topk_both_renorm" => read::<TopkBothRenormSettings>,
