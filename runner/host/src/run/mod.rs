@@ -22,6 +22,7 @@ mod offline;
 mod optimizer;
 mod owner;
 mod pass;
+mod place;
 mod probe;
 pub mod random;
 mod request;

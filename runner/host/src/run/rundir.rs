@@ -6,6 +6,7 @@
 use super::checkpoint::sha256;
 use super::error::{RunResult, bug, io_error};
 use super::owner::Owner;
+use super::place;
 use super::vfs::{RealFs, Vfs, replace};
 use super::{Failure, RunError, RunOptions};
 use crate::diagnostic::Diagnostic;
@@ -187,7 +188,7 @@ pub fn timestamp(seconds: u64) -> String {
     format!("{year:04}{month:02}{day:02}T{h:02}{m:02}{s:02}Z")
 }
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| d.as_secs())
 }
@@ -323,6 +324,7 @@ fn take(
         return Ok(Opened::Done(dir.to_owned()));
     }
     let owner = Owner::acquire(dir)?;
+    place::sweep(dir);
     let changes = inputs.changes(&record);
     if !changes.is_empty() && !accept {
         let message = format!("run {} was started with other plugins or data", record.id);
@@ -357,18 +359,10 @@ fn create(plan: &Plan, inputs: &Inputs, options: &RunOptions, hash: &str) -> Run
         }
         error => error,
     })?;
-    let mut seconds = now();
-    let (id, dir) = loop {
-        let id = format!("{}-{:.8}", timestamp(seconds), hash);
-        let dir = parent.join(&id);
-        match std::fs::create_dir(&dir) {
-            Ok(()) => break (id, dir),
-            // A run of the same pipeline in the same second.
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => seconds += 1,
-            Err(e) => return Err(io_error("create", &dir, &e)),
-        }
+    let (id, dir, owner) = match place::abandoned(&parent, hash) {
+        Some(found) => found,
+        None => place::fresh(&parent, hash)?,
     };
-    let owner = Owner::acquire(&dir)?;
     let record = Record {
         version: 1,
         program: env!("CARGO_PKG_VERSION").into(),

@@ -126,3 +126,22 @@ fn timestamps_are_civil() {
     assert_eq!(timestamp(951_782_400), "20000229T000000Z");
     assert_eq!(timestamp(1_795_449_852), "20261123T160412Z");
 }
+
+#[test]
+fn a_start_killed_before_its_record_is_taken_over_unless_it_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plan, options) = (plan(dir.path(), 7), options(dir.path()));
+    let hash = resolved_hash(&plan);
+    let left = options.runs_dir.join("digits").join(format!("20260101T000000Z-{hash:.8}"));
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::create_dir(left.join("config")).unwrap();
+    let half = left.join("config/.tmp-resolved.yaml-1");
+    std::fs::write(&half, "vers").unwrap();
+    let living = Owner::acquire(&left).unwrap();
+    let beside = opened(open(&plan, &inputs("aa"), &RunOptions { fresh: true, ..options.clone() }));
+    assert_ne!(beside.dir, left);
+    drop(living);
+    let run = opened(open(&plan, &inputs("aa"), &RunOptions { fresh: true, ..options }));
+    assert_eq!(run.dir, left);
+    assert!(!run.continued && left.join("run.json").is_file() && !half.exists());
+}
