@@ -1,6 +1,7 @@
 //! Encoders against PyTorch: folders and golden values written by `tests/peers/encoders.py`.
 //!
 //! Tolerances: f32 over three blocks of width 16, values of order 1: 1e-5 on outputs, 1e-4 of a gradient's norm.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a failure shows its line")]
 
 use std::path::{Path, PathBuf};
 
