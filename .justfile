@@ -14,6 +14,14 @@ check:
 smoke: build
     target/release/limbeck run pipelines/digits.yaml
 
+# The GPU half without a GPU.
+cuda:
+    bash .ci/cuda
+
+# On a machine with a GPU.
+gpu-test:
+    bash benches/gpu.sh
+
 bench:
     bash benches/run.sh
 

@@ -57,6 +57,74 @@ fn a_limit_stops_with_75_and_resume_goes_on() {
 }
 
 #[test]
+fn a_random_seed_is_kept_until_its_run_is_done() {
+    let folder = temp_dir();
+    pipeline(folder.path(), 1);
+    let text = std::fs::read_to_string(folder.path().join("p.yaml")).expect("read");
+    let random = text.replace("seed: 3", "seed: random");
+    assert_ne!(text, random);
+    std::fs::write(folder.path().join("p.yaml"), random).expect("write");
+    let stopped = run(folder.path(), &["--json", "run", "p.yaml", "--max-steps", "5"]);
+    assert_eq!(stopped.code, Some(75), "{}", stopped.err);
+    let seed = |finished: &Finished| finished.json()[0]["seed"].as_u64().expect("a seed");
+    let resumed = run(folder.path(), &["--json", "run", "p.yaml"]);
+    assert_eq!(resumed.code, Some(0), "{}", resumed.err);
+    assert_eq!((run_id(&resumed), seed(&resumed)), (run_id(&stopped), seed(&stopped)));
+    let next = run(folder.path(), &["--json", "run", "p.yaml"]);
+    assert_eq!(next.code, Some(0), "{}", next.err);
+    assert_ne!(seed(&next), seed(&stopped), "a run that is done is not drawn again");
+}
+
+#[test]
+fn an_input_file_is_locked_and_a_change_of_it_is_refused() {
+    let folder = temp_dir();
+    pipeline(folder.path(), 1);
+    assert_eq!(run(folder.path(), &["run", "p.yaml"]).code, Some(0));
+    let runs = folder.path().join("runs/fixture");
+    let only = std::fs::read_dir(&runs).expect("runs").next().expect("one").expect("readable");
+    let exported = run(folder.path(), &["export", &only.path().to_string_lossy(), "--to", "model"]);
+    assert_eq!(exported.code, Some(0), "{}", exported.err);
+    let text = std::fs::read_to_string(folder.path().join("p.yaml")).expect("read");
+    let text = text
+        .replace("teacher: {from: teacher}", "teacher: {uses: limbeck.hf, with: {path: model}}");
+    std::fs::write(folder.path().join("t.yaml"), text).expect("write");
+    assert_eq!(run(folder.path(), &["validate", "t.yaml"]).code, Some(0), "not locked yet");
+    let locked = run(folder.path(), &["plugin", "lock", "t.yaml"]);
+    assert_eq!(locked.code, Some(0), "{}", locked.err);
+    let lock = std::fs::read_to_string(folder.path().join("limbeck.lock")).expect("the lock");
+    assert!(lock.contains("- path: model") && lock.contains("model.safetensors:"), "{lock}");
+    assert_eq!(run(folder.path(), &["validate", "t.yaml"]).code, Some(0));
+    let stopped = run(folder.path(), &["run", "t.yaml", "--max-steps", "3"]);
+    assert_eq!(stopped.code, Some(75), "{}", stopped.err);
+    let card = folder.path().join("model/README.md");
+    std::fs::write(&card, "another card").expect("write");
+    for command in ["validate", "run"] {
+        let refused = run(folder.path(), &[command, "t.yaml"]);
+        assert_eq!(refused.code, Some(77), "{command}: {}", refused.err);
+        assert!(refused.err.contains("LMB0318"), "{command}: {}", refused.err);
+        assert!(refused.err.contains("README.md: locked"), "{command}: {}", refused.err);
+    }
+    // Without a lock the run still knows what it began with.
+    std::fs::remove_file(folder.path().join("limbeck.lock")).expect("remove");
+    let refused = run(folder.path(), &["run", "t.yaml"]);
+    assert_eq!(refused.code, Some(78), "{}", refused.err);
+    assert!(refused.err.contains("LMB0707"), "{}", refused.err);
+}
+
+#[test]
+fn bf16_on_the_cpu_is_f32_with_a_warning_whether_the_cpu_was_named_or_found() {
+    for device in ["auto", "cpu"] {
+        let folder = temp_dir();
+        pipeline(folder.path(), 1);
+        let set = format!("device={device}");
+        let args = ["--json", "run", "p.yaml", "--set", "dtype=bf16", "--set", &set];
+        let finished = run(folder.path(), &args);
+        assert_eq!(finished.code, Some(0), "{}", finished.err);
+        assert!(finished.err.contains("LMB0223"), "{device}: {}", finished.err);
+    }
+}
+
+#[test]
 fn an_interrupt_stops_with_a_checkpoint_and_the_same_command_continues() {
     let folder = temp_dir();
     pipeline(folder.path(), 4000);

@@ -2,6 +2,7 @@
 
 use crate::support::{self, Finished, cc, temp_dir};
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 
 fn field<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
@@ -31,6 +32,38 @@ fn built_in_plugins_pass_every_check() {
         assert!(seen >= plugins, "{library}: checked {seen} plugins");
         assert!(passed >= 15 * seen as u64, "{library}: only {passed} checks passed");
     }
+}
+
+#[test]
+fn the_teacher_that_reads_an_export_passes_every_check_with_one() {
+    let folder = temp_dir();
+    let pipeline = folder.path().join("p.yaml");
+    let data = support::root().join("pipelines/data/digits.csv.gz");
+    let text = format!(
+        "version: 1\nname: exported\ndatasets:\n  rows: {{format: csv, path: {}, tensors: {{pixel_values: \
+         {{columns: [0, 63], scale: 0.0625}}}}, label: 64, rows: [0, 100]}}\ndata: {{train: rows}}\nbatch: {{size: 50}}\n\
+         optimizer: {{kind: sgd, lr: 0.1}}\nsteps: 2\nstages:\n  - {{name: student, kind: train, student: {{uses: \
+         limbeck.mlp, with: {{inputs: 64, hidden: [8], classes: 10}}}}, loss: [{{uses: limbeck.ce}}]}}\n  - {{name: out, \
+         kind: export, model: {{from: student}}, format: hf, to: {}}}\n",
+        data.display(),
+        folder.path().join("export").display()
+    );
+    std::fs::write(&pipeline, text).expect("write");
+    let run = support::finish(
+        support::limbeck().arg("run").arg(&pipeline).arg("--runs").arg(folder.path().join("runs")),
+    );
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let with = serde_json::json!({"path": folder.path().join("export")}).to_string();
+    let args = ["--plugin", "limbeck.hf", "--with", &with];
+    let finished = support::check(&support::plugin_path("teachers"), &args);
+    expect_clean(&finished);
+    let skipped: Vec<String> = finished
+        .json()
+        .iter()
+        .filter(|l| field(l, "verdict") == "skip" && field(l, "check").starts_with("model."))
+        .map(|l| format!("{}: {}", field(l, "check"), field(l, "text")))
+        .collect();
+    assert!(skipped.is_empty(), "{skipped:?}");
 }
 
 #[test]
@@ -102,33 +135,62 @@ fn a_new_c_plugin_builds_and_passes() {
     assert_eq!(again.code, Some(73), "wrote over what exists: {}", again.out);
 }
 
-/// Builds what `plugin new --lang rust` writes and checks it.
-fn new_rust_plugin(kind: &str) {
-    let folder = temp_dir();
-    let target = folder.path().join("made");
+/// Folder with what `plugin new --lang rust` writes.
+fn new_rust_crate(kind: &str, folder: &Path) -> PathBuf {
+    let target = folder.join("made");
     let name = format!("made-{kind}");
     let made = support::finish(
         support::limbeck().args(["plugin", "new", &name, "--kind", kind, "--to"]).arg(&target),
     );
     assert_eq!(made.code, Some(0), "{}", made.err);
-    // The workspace's lock keeps the new crate to the versions that are here already.
-    std::fs::copy(support::root().join("Cargo.lock"), target.join("Cargo.lock")).expect("copy");
-    let shared = support::root().join("target/fixtures/new");
-    let args = ["--offline", "--target-dir", shared.to_str().expect("UTF-8 path")];
-    let built = support::cargo_cdylibs(&target, &args);
-    let (_, library) = built.iter().find(|(n, _)| *n == name).expect("the new library");
-    expect_clean(&support::check(library, &[]));
+    target
 }
 
 #[test]
 fn a_new_rust_loss_and_scheduler_build_and_pass() {
-    new_rust_plugin("loss");
-    new_rust_plugin("scheduler");
+    for kind in ["loss", "scheduler"] {
+        let folder = temp_dir();
+        let target = new_rust_crate(kind, folder.path());
+        // The workspace's lock keeps the new crate to the versions that are here already.
+        std::fs::copy(support::root().join("Cargo.lock"), target.join("Cargo.lock")).expect("copy");
+        let shared = support::root().join("target/fixtures/new");
+        let args = ["--offline", "--target-dir", shared.to_str().expect("UTF-8 path")];
+        let built = support::cargo_cdylibs(&target, &args);
+        let (_, library) =
+            built.iter().find(|(n, _)| *n == format!("made-{kind}")).expect("the new library");
+        expect_clean(&support::check(library, &[]));
+    }
 }
 
+/// Their sources are compiled as examples of the SDK, with the workspace's candle: a crate of its own would compile
+/// candle once more, for minutes.
 #[test]
-#[ignore = "compiles candle once more, minutes on two cores; run with --ignored"]
 fn a_new_rust_student_and_teacher_build_and_pass() {
-    new_rust_plugin("student");
-    new_rust_plugin("teacher");
+    let built = support::cargo_cdylibs(support::root(), &["--workspace", "--examples"]);
+    for (kind, name) in [("student", "MadeStudent"), ("teacher", "MadeTeacher")] {
+        let (_, library) =
+            built.iter().find(|(n, _)| *n == format!("new-{kind}")).expect("the example");
+        let (passed, _) = expect_clean(&support::check(library, &[]));
+        assert!(passed >= 20, "{kind}: only {passed} checks passed");
+        let folder = temp_dir();
+        let target = new_rust_crate(kind, folder.path());
+        let template = support::root().join(format!("runner/cli/templates/{kind}.rs"));
+        let template = std::fs::read_to_string(template).expect("the template");
+        let written = std::fs::read_to_string(target.join("src/lib.rs")).expect("the source");
+        let expected = template
+            .replace("org.example.template", &format!("org.example.made-{kind}"))
+            .replace("Template", name);
+        assert_eq!(written, expected);
+        let output = std::process::Command::new(env!("CARGO"))
+            .args(["metadata", "--no-deps", "--offline", "--format-version=1", "--manifest-path"])
+            .arg(target.join("Cargo.toml"))
+            .output()
+            .expect("cargo starts");
+        let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let sdk = &metadata["packages"][0]["dependencies"][0];
+        assert_eq!(
+            (sdk["name"].as_str(), sdk["features"][0].as_str()),
+            (Some("limbeck-sdk"), Some("candle"))
+        );
+    }
 }

@@ -23,6 +23,19 @@ const CAUGHT: &[(&str, &str, &str)] = &[
     ("returns_panic.c", "loss.finite", "fail"),
     ("prints.c", "load.quiet", "fail"),
     ("changes_rounding.c", "load.quiet", "fail"),
+    ("ignores_cancel.c", "cancel.activate", "fail"),
+    ("stays_cancelled.c", "cancel.activate", "fail"),
+    ("fails_when_cancelled.c", "cancel.compute", "fail"),
+    ("ignores_null.c", "memory.compute", "crash"),
+    ("keeps_after_failure.c", "memory.activate", "fail"),
+];
+
+/// Plugin of the Rust fixture, the check that must catch it.
+const CAUGHT_IN_RUST: &[(&str, &str)] = &[
+    ("test.wrong-input-gradient", "model.input-gradient"),
+    ("test.cancelled-forward", "cancel.forward"),
+    ("test.cancelled-load", "cancel.state"),
+    ("test.no-memory", "memory.forward"),
 ];
 
 /// Checks of the list that one fixture is for.
@@ -50,12 +63,14 @@ fn every_fault_is_caught_by_its_check() {
 #[test]
 fn crashes_and_hangs_say_in_which_call() {
     let folder = temp_dir();
-    for (fixture, words) in
-        [("throws.cpp", "SIGABRT, in: compute"), ("segv.c", "SIGSEGV, in: compute")]
-    {
+    for (fixture, check, words) in [
+        ("throws.cpp", "loss.finite", "SIGABRT, in: compute"),
+        ("segv.c", "loss.finite", "SIGSEGV, in: compute"),
+        ("ignores_null.c", "memory.compute", "SIGSEGV, in: allocation 1 fails"),
+    ] {
         let library = cc::plugin(&cc::fixture(fixture), folder.path(), &[]);
-        let finished = support::check(&library, &["--include", "^loss.finite$"]);
-        let found = verdicts(&finished, "loss.finite");
+        let finished = support::check(&library, &["--include", &format!("^{check}$")]);
+        let found = verdicts(&finished, check);
         assert!(found[0].1.contains(words), "{fixture}: {}", found[0].1);
     }
 }
@@ -77,12 +92,12 @@ fn every_fixture_is_used() {
         .collect();
     assert!(unused.len() >= 15, "{unused:?}");
     unused.retain(|n| !CAUGHT.iter().any(|(fixture, ..)| fixture == n));
-    unused.retain(|n| !["right.c", "fkl.c", "growth.c"].contains(&n.as_str()));
+    unused.retain(|n| !["right.c", "waits.c", "fkl.c", "growth.c"].contains(&n.as_str()));
     assert_eq!(unused, Vec::<String>::new());
 }
 
-/// Runs a one-stage distillation whose loss is the library's plugin.
-fn run_with(folder: &Path, library: &Path, id: &str) -> Finished {
+/// A distillation whose loss is the library's plugin.
+fn pipeline(folder: &Path, library: &Path, id: &str) -> PathBuf {
     let data = support::root().join("pipelines/data/digits.csv.gz");
     let text = include_str!("fixtures/distill.yaml")
         .replace("@DATA@", &data.display().to_string())
@@ -91,18 +106,28 @@ fn run_with(folder: &Path, library: &Path, id: &str) -> Finished {
         .replace("@LOSS@", id);
     let pipeline = folder.join("p.yaml");
     std::fs::write(&pipeline, text).expect("write");
+    pipeline
+}
+
+/// Runs it.
+fn run_with(folder: &Path, library: &Path, id: &str) -> Finished {
     support::finish(
         support::limbeck()
             .args(["--allow-unlocked", "run"])
-            .arg(&pipeline)
+            .arg(pipeline(folder, library, id))
             .arg("--runs")
             .arg(folder.join("runs")),
     )
 }
 
+/// The folder of the only run.
+fn only_run(folder: &Path) -> PathBuf {
+    let mut runs = std::fs::read_dir(folder.join("runs/fixture")).expect("runs");
+    runs.next().expect("a run").expect("readable").path()
+}
+
 fn crash_report(folder: &Path) -> Option<String> {
-    let runs = std::fs::read_dir(folder.join("runs/fixture")).ok()?;
-    runs.filter_map(|r| std::fs::read_to_string(r.ok()?.path().join("CRASH.txt")).ok()).next()
+    std::fs::read_to_string(only_run(folder).join("CRASH.txt")).ok()
 }
 
 #[test]
@@ -124,10 +149,9 @@ fn a_run_attributes_the_fault_and_exits_as_documented() {
 
 #[test]
 fn a_crash_of_a_plugin_leaves_its_name_its_call_and_the_step() {
-    for (fixture, id, signal) in [
-        ("segv.c", "test.segv", libc_signal("SIGSEGV")),
-        ("throws.cpp", "test.throws", libc_signal("SIGABRT")),
-    ] {
+    for (fixture, id, signal) in
+        [("segv.c", "test.segv", libc::SIGSEGV), ("throws.cpp", "test.throws", libc::SIGABRT)]
+    {
         let folder = temp_dir();
         let library = cc::plugin(&cc::fixture(fixture), folder.path(), &[]);
         let finished = run_with(folder.path(), &library, id);
@@ -144,16 +168,16 @@ fn a_crash_of_a_plugin_leaves_its_name_its_call_and_the_step() {
     }
 }
 
-fn libc_signal(name: &str) -> i32 {
-    if name == "SIGSEGV" { 11 } else { 6 }
-}
-
 #[test]
 fn an_unlocked_plugin_does_not_run() {
     let folder = temp_dir();
     let library = cc::plugin(&cc::fixture("right.c"), folder.path(), &[]);
     let first = run_with(folder.path(), &library, "test.right");
     assert_eq!(first.code, Some(0), "{}", first.err);
+    let record = std::fs::read(only_run(folder.path()).join("run.json")).expect("run.json");
+    let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+    assert_eq!(record["plugins"]["test.right"]["unlocked"], true, "{record}");
+    assert_eq!(record["plugins"]["limbeck.mlp"]["unlocked"], false, "{record}");
     let run = |args: &[&str]| {
         support::finish(support::limbeck().args(args).arg(folder.path().join("p.yaml")))
     };
@@ -170,18 +194,120 @@ fn an_unlocked_plugin_does_not_run() {
     assert!(changed.err.contains("LMB0306"), "{}", changed.err);
 }
 
-fn panicking_plugin() -> PathBuf {
+fn rust_fixture() -> PathBuf {
     let shared = support::root().join("target/fixtures/new");
     let args = ["--offline", "--target-dir", shared.to_str().expect("UTF-8 path")];
-    let folder = support::root().join("tests/fixtures/panics");
+    let folder = support::root().join("tests/fixtures/rust");
     let built = support::cargo_cdylibs(&folder, &args);
-    built.into_iter().find(|(n, _)| n == "panics").expect("the library").1
+    built.into_iter().find(|(n, _)| n == "faulty").expect("the library").1
+}
+
+#[test]
+fn every_fault_of_a_student_is_caught_by_its_check() {
+    let library = rust_fixture();
+    for (plugin, check) in CAUGHT_IN_RUST {
+        let include = format!("^{check}$");
+        let verdict = |plugin: &str| {
+            let args = ["--plugin", plugin, "--include", &include];
+            verdicts(&support::check(&library, &args), check).remove(0)
+        };
+        let found = verdict(plugin);
+        assert_eq!(found.0, "fail", "{plugin}: {found:?}");
+        let right = verdict("test.linear");
+        assert_eq!(right.0, "pass", "the student without a fault: {right:?}");
+    }
+    let finished = support::check(&library, &["--plugin", "test.linear"]);
+    assert_eq!(finished.code, Some(0), "{}", finished.out);
+}
+
+/// A run of the fixture's pipeline in the background, and its stdout.
+fn start_with(
+    folder: &Path,
+    library: &Path,
+    id: &str,
+) -> (std::process::Child, std::io::Lines<std::io::BufReader<std::process::ChildStdout>>) {
+    use std::io::BufRead as _;
+    let pipeline = pipeline(folder, library, id);
+    let mut child = support::limbeck()
+        .args(["--allow-unlocked", "--json", "run"])
+        .arg(&pipeline)
+        .arg("--runs")
+        .arg(folder.join("runs"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::fs::File::create(folder.join("stderr")).expect("a file"))
+        .spawn()
+        .expect("starts");
+    let out = std::io::BufReader::new(child.stdout.take().expect("piped")).lines();
+    (child, out)
+}
+
+fn signal(child: &std::process::Child, signal: i32) {
+    let pid = i32::try_from(child.id()).expect("a pid");
+    // SAFETY: a child of ours that was not waited for.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+#[test]
+fn a_call_that_obeys_the_request_to_stop_ends_in_a_checkpoint_of_the_last_step() {
+    let folder = temp_dir();
+    let library = cc::plugin(&cc::fixture("waits.c"), folder.path(), &[]);
+    let (mut child, out) = start_with(folder.path(), &library, "test.waits");
+    let mut in_student = false;
+    for line in out {
+        let line: serde_json::Value =
+            serde_json::from_str(&line.expect("UTF-8")).expect("a JSON object");
+        in_student |= line["type"] == "stage_started" && line["stage"] == "student";
+        if in_student && line["type"] == "step" && line["step"] == 5 {
+            break;
+        }
+    }
+    signal(&child, libc::SIGTERM);
+    let status = child.wait().expect("ends");
+    let err = std::fs::read_to_string(folder.path().join("stderr")).expect("stderr");
+    assert_eq!(status.code(), Some(75), "{err}");
+    let run = only_run(folder.path());
+    let latest = std::fs::read_to_string(run.join("stages/02-student/ckpt/LATEST"));
+    assert_eq!(latest.expect("a checkpoint").trim(), "step-0000005", "{err}");
+    let rows = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let rows: Vec<serde_json::Value> =
+        rows.lines().map(|l| serde_json::from_str(l).expect("an object")).collect();
+    let steps = rows.iter().filter(|r| r["stage"] == "student");
+    let told: Vec<_> = steps.map(|r| (r["step"].as_u64(), r["waits.step"].as_f64())).collect();
+    let expected: Vec<_> = (1..6).map(|s| (Some(s), Some(s as f64 - 1.0))).collect();
+    assert_eq!(told, expected, "each step once, with what the plugin told in it");
+}
+
+#[test]
+fn a_call_that_hangs_is_named_and_a_second_signal_ends_the_run() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let folder = temp_dir();
+    let library = cc::plugin(&cc::fixture("slow.c"), folder.path(), &[]);
+    let (mut child, _out) = start_with(folder.path(), &library, "test.slow");
+    let stderr = || std::fs::read_to_string(folder.path().join("stderr")).expect("stderr");
+    let wait_for = |words: &str| {
+        let begin = std::time::Instant::now();
+        while !stderr().contains(words) && begin.elapsed().as_secs() < 60 {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    };
+    // Between two calls a stop is obeyed at once.
+    wait_for("spinning");
+    signal(&child, libc::SIGTERM);
+    let words = "plugin `test.slow` has not come back from compute";
+    wait_for(words);
+    signal(&child, libc::SIGTERM);
+    let status = child.wait().expect("ends");
+    assert_eq!(status.signal(), Some(libc::SIGTERM), "{}", stderr());
+    assert!(stderr().contains(words), "{}", stderr());
+    let report = crash_report(folder.path()).expect("CRASH.txt");
+    assert!(report.contains("plugin `test.slow` was in compute at step"), "{report}");
 }
 
 #[test]
 fn a_panic_in_a_rust_plugin_is_caught_and_named() {
-    let library = panicking_plugin();
-    let finished = support::check(&library, &["--include", "^loss.finite$"]);
+    let library = rust_fixture();
+    let finished =
+        support::check(&library, &["--plugin", "test.panics", "--include", "^loss.finite$"]);
     let found = verdicts(&finished, "loss.finite");
     assert_eq!(found[0].0, "fail", "{found:?}");
     assert!(found[0].1.contains("status 13"), "{found:?}");

@@ -19,7 +19,8 @@ const EDGES: &[(&str, &[&str])] = &[
 
 /// Crates that only these may use directly.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("libloading", &["limbeck-host"]),
+    // The losses open the CUDA driver, where there is one.
+    ("libloading", &["limbeck-host", "limbeck-losses"]),
     ("candle-core", &["limbeck-models", "limbeck-sdk", "limbeck-students", "limbeck-teachers"]),
     ("candle-nn", &["limbeck-models", "limbeck-students", "limbeck-teachers"]),
     ("clap", &["limbeck"]),

@@ -63,6 +63,37 @@ fn a_student_that_never_saw_a_three_learns_it_from_its_teacher() {
 }
 
 #[test]
+fn generations_an_average_and_the_student_itself_teach() {
+    let runs = support::temp_dir();
+    let metrics = run("pipelines/born-again.yaml", runs.path());
+    let of = |stage: &str, metric: &str| metrics[stage][metric];
+    for stage in ["gen1", "gen2", "mean-teacher", "own-teacher"] {
+        assert!(of(stage, "accuracy") > 0.85, "{metrics:?}");
+    }
+    assert!(of("gen2", "agreement") > 0.95, "{metrics:?}");
+    assert!(of("mean-teacher", "agreement") > 0.95, "{metrics:?}");
+    assert_eq!(of("own-teacher", "agreement"), 1.0, "the student is its own teacher: {metrics:?}");
+}
+
+#[test]
+fn replay_and_old_students_keep_earlier_digits() {
+    let runs = support::temp_dir();
+    // The pipeline's own gate holds the average accuracy over all pairs to 0.5 or more.
+    let metrics = run("pipelines/continual-digits.yaml", runs.path());
+    assert!(metrics.contains_key("first") && metrics.contains_key("rest"), "{metrics:?}");
+    let list = |folder: &Path| -> Vec<_> {
+        std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("entry").path()).collect()
+    };
+    let dir = list(&list(runs.path())[0]).remove(0);
+    let matrix = std::fs::read(dir.join("stages/02-rest/eval/task-matrix.json")).expect("matrix");
+    let matrix: serde_json::Value = serde_json::from_slice(&matrix).expect("JSON");
+    let rows = matrix["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 6, "a row before, and one after each of five tasks: {matrix}");
+    let first_task_at_the_end = rows[5][0].as_f64().expect("a score");
+    assert!(first_task_at_the_end > 0.7, "forgotten: {matrix}");
+}
+
+#[test]
 fn every_shipped_pipeline_is_valid() {
     let folder = support::root().join("pipelines");
     let mut seen = 0;

@@ -180,7 +180,7 @@ fn what_cannot_be_evaluated_is_refused_by_name() {
         (&["limbeck.kl", "--inputs", "misspelt"], 78, "did you mean `teacher.logits`"),
         (&["limbeck.kl", "--inputs", "wide"], 78, "teacher.logits"),
         (&["limbeck.kl", "--inputs", "words"], 78, "it takes i64"),
-        (&["limbeck.kl", "--inputs", "label"], 76, "9"),
+        (&["limbeck.kl", "--inputs", "label"], 65, "9"),
         (&["limbeck.kI", "--inputs", "in.safetensors"], 78, "did you mean `limbeck.kl`"),
         (&["limbeck.mlp", "--inputs", "in.safetensors"], 78, "student"),
         (&["limbeck.kl", "--inputs", "in.safetensors", "--with", "{"], 2, "--with"),

@@ -34,7 +34,7 @@ pub struct Shell {
 /// Why a command stopped.
 #[derive(Debug)]
 pub struct Stop {
-    /// Exit code.
+    /// Exit code: that of the first problem.
     pub code: u8,
     /// What to tell.
     pub problems: Diagnostics,
@@ -55,7 +55,7 @@ impl From<Diagnostic> for Stop {
 
 impl From<RunError> for Stop {
     fn from(error: RunError) -> Self {
-        Self { code: exit::of_failure(error.failure), problems: vec![*error.diagnostic] }
+        (*error.diagnostic).into()
     }
 }
 

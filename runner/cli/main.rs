@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         && let Err(error) = std::env::set_current_dir(directory)
     {
         let message = format!("cannot work in {}: {error}", directory.display());
-        renderer.problem(&Diagnostic::error("LMB0704", message));
+        renderer.problem(&Diagnostic::error("LMB1002", message));
         return ExitCode::from(exit::MISSING_INPUT);
     }
     let code = execute(cli, renderer);

@@ -2,6 +2,7 @@
 //!
 //! A reader that goes away (`limbeck schema | head`) is not an error: output stops, the work goes on.
 
+pub mod calls;
 pub mod diagnostic;
 pub mod events;
 pub mod table;
@@ -133,7 +134,8 @@ fn stdout(text: &str) {
 }
 
 /// A line on stderr.
-fn stderr(text: &str) {
+/// A line on stderr.
+pub fn stderr(text: &str) {
     stderr_bytes(format!("{}\n", text.trim_end_matches('\n')).as_bytes());
 }
 

@@ -1,5 +1,6 @@
 //! SIGINT, SIGTERM, SIGHUP: the first asks the run to stop after the step, the second ends the process at once.
 
+use crate::startup;
 use limbeck_host::run::Control;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -12,6 +13,7 @@ pub fn listen(control: Control) {
         let mut seen = false;
         for signal in &mut signals {
             if seen {
+                startup::report_killed(name(signal), control.running_call());
                 // The parent sees a death by this signal: 128 + n.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }

@@ -167,6 +167,20 @@ extern "C" fn on_fatal(signal: i32) {
     unsafe { libc::raise(signal) };
 }
 
+/// Leaves CRASH.txt for a second signal that ends the process in the middle of a plugin call.
+pub fn report_killed(signal: &str, running: Option<(&str, &str, u64)>) {
+    let Some((plugin, call, step)) = running else { return };
+    let report = format!(
+        "ended at once by a second {signal}: plugin `{plugin}` was in {call} at step {step}\n"
+    );
+    crate::render::stderr(report.trim_end());
+    let dir = RUN_DIR.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(dir) = dir {
+        // The process ends now; what could not be written was printed.
+        let _ = std::fs::write(dir.join("CRASH.txt"), report);
+    }
+}
+
 /// Runs `work` on a thread with a big stack. `None`: it panicked, and the hook has reported it.
 pub fn on_big_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
     std::thread::scope(|scope| {

@@ -4,11 +4,14 @@
 //! * [`reference`]: the f64 oracle of the whole catalogue.
 //! * [`plugin`]: the losses as plugins; the entry symbol is exported by feature `plugin`.
 //! * [`cpu`]: the fast path of the losses that large models are trained with.
+//! * `cuda`: the same on NVIDIA GPUs, with feature `cuda`.
 //!
 //! Every loss computes `value = Σ w ℓ / normalizer` over counted rows and the exact gradient of that value.
 //! It divides by nothing else, so micro-batches add up.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(test)]
 mod golden;
 mod names;

@@ -303,6 +303,10 @@ pub const fn check_ids(entries: &[PluginEntry]) {
     }
 }
 
+/// `lmb_module.get_interface`.
+#[doc(hidden)]
+pub type Lookup = unsafe extern "C" fn(abi::Str) -> *const std::ffi::c_void;
+
 /// Keeps the bound of settings visible in documentation.
 #[doc(hidden)]
 pub const fn assert_settings<T: Settings>() {}
@@ -311,6 +315,7 @@ pub const fn assert_settings<T: Settings>() {}
 ///
 /// Kinds: `loss`, `teacher`, `student`, `scheduler`; with feature `candle` also `candle_loss`, `candle_teacher`,
 /// `candle_student` and `candle_differentiable_teacher` (a `CandleStudent` whose weights are all frozen). Version and license are those of the calling crate.
+/// `; interface PATH` at the end offers interfaces of the module: a `fn(&str) -> *const c_void`, NULL for an unknown id.
 ///
 /// ```ignore
 /// limbeck_sdk::export! {
@@ -320,7 +325,7 @@ pub const fn assert_settings<T: Settings>() {}
 /// ```
 #[macro_export]
 macro_rules! export {
-    ($($kind:ident $plugin:ty),+ $(,)?) => {
+    ($($kind:ident $plugin:ty),+ $(,)? $(; interface $interface:path)?) => {
         const _: () = {
             const ENTRIES: &[$crate::export::PluginEntry] =
                 &[$($crate::__entry!($kind $plugin)),+];
@@ -348,9 +353,30 @@ macro_rules! export {
                 init: ::core::option::Option::Some(init),
                 deinit: ::core::option::Option::None,
                 descriptor,
-                get_interface: ::core::option::Option::None,
+                get_interface: {
+                    const OFFERED: &[$crate::export::Lookup] = &[$({
+                        const _: fn(&str) -> *const ::core::ffi::c_void = $interface;
+                        get_interface
+                    })?];
+                    match OFFERED {
+                        [lookup] => ::core::option::Option::Some(*lookup),
+                        _ => ::core::option::Option::None,
+                    }
+                },
                 create,
             };
+
+            $(
+                unsafe extern "C" fn get_interface(
+                    id: $crate::abi::Str,
+                ) -> *const ::core::ffi::c_void {
+                    // SAFETY: R6, borrowed for the call.
+                    match unsafe { id.text() } {
+                        ::core::option::Option::Some(id) => $interface(id),
+                        ::core::option::Option::None => ::core::ptr::null(),
+                    }
+                }
+            )?
 
             unsafe extern "C" fn init(
                 host: *const $crate::abi::Host,

@@ -100,7 +100,7 @@ pub fn stage(plan: &Plan, args: &StageArgs) -> Result<usize, Stop> {
     found.map(|s| s.index).ok_or_else(|| {
         let name = args.stage.as_deref().unwrap_or("(any)");
         let problem =
-            Diagnostic::error("LMB0111", format!("no stage `{name}` that trains a student"));
+            Diagnostic::error("LMB1001", format!("no stage `{name}` that trains a student"));
         match did_you_mean(name, names()) {
             Some(close) => problem.help(format!("did you mean `{close}`?")),
             None => problem

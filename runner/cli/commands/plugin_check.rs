@@ -18,10 +18,7 @@ use std::time::Duration;
 /// # Errors
 /// No such file; a flag that cannot be used.
 pub fn check(args: &PluginCheckArgs, shell: &Shell) -> Answer {
-    let usage = |text: String| Stop {
-        code: exit::USAGE,
-        problems: vec![Diagnostic::error("LMB0113", text)],
-    };
+    let usage = |text: String| Stop::from(Diagnostic::error("LMB1001", text));
     if args.device != "cpu" {
         let problem =
             Diagnostic::error("LMB0801", format!("device `{}` cannot be checked on", args.device));

@@ -24,10 +24,7 @@ pub fn eval(args: &PluginEvalArgs, shell: &Shell) -> Answer {
         );
         return Err(problem.help("this release evaluates on the CPU").into());
     }
-    let usage = |text: String| Stop {
-        code: exit::USAGE,
-        problems: vec![Diagnostic::error("LMB0113", text)],
-    };
+    let usage = |text: String| Stop::from(Diagnostic::error("LMB1001", text));
     if let Some(normalizer) = args.normalizer.filter(|n| !(n.is_finite() && *n > 0.0)) {
         return Err(usage(format!("--normalizer must be above 0, found {normalizer}")));
     }

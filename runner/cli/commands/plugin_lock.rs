@@ -5,13 +5,13 @@ use super::{Answer, Shell, Stop};
 use crate::exit;
 use limbeck_host::diagnostic::Diagnostic;
 use limbeck_host::load::lock::{FILE_NAME, Lock};
-use limbeck_host::load::{Catalogue, SearchPath, manifest, staging};
+use limbeck_host::load::{Catalogue, SearchPath, inputs, manifest, staging};
 use limbeck_host::plan::{PinnedPlugin, Plan};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Pins every plugin of a pipeline that does not lie beside the executable.
+/// Pins every plugin of a pipeline that does not lie beside the executable, and the files that settings name.
 ///
 /// # Errors
 /// The pipeline does not read; a plugin file is missing, unsafe, or none; the lock cannot be written.
@@ -49,11 +49,27 @@ pub fn lock(file: Option<&Path>, shell: &Shell) -> Answer {
         }
         lock.pin(&manifest, &opened);
     }
-    if libraries.is_empty() {
-        shell.renderer.note("every plugin lies beside the program: nothing to lock");
+    let save =
+        |lock: &Lock| lock.save(&path).map_err(|e| Diagnostic::error("LMB0702", e.to_string()));
+    if !libraries.is_empty() {
+        save(&lock)?;
+    }
+    // Settings are understood by their plugins, which are trusted from here on.
+    let (catalogue, _) = Catalogue::discover(&search_path(Some(&plan), shell))?;
+    let inputs = inputs::read(&plan, &catalogue)?;
+    for input in &inputs {
+        let value = json!({"type": "locked", "input": input.written, "files": input.files.len()});
+        let (written, count) = (&input.written, input.files.len());
+        shell.renderer.answer(&format!("{written}   input, {count} files"), &value);
+    }
+    lock.pin_inputs(&inputs);
+    if libraries.is_empty() && inputs.is_empty() {
+        shell.renderer.note(
+            "every plugin lies beside the program, and no setting names a file: nothing to lock",
+        );
         return Ok(exit::DONE);
     }
-    lock.save(&path).map_err(|e| Diagnostic::error("LMB0702", e.to_string()))?;
+    save(&lock)?;
     shell.renderer.note(&format!("wrote {}", path.display()));
     shell
         .renderer
@@ -76,7 +92,7 @@ fn only_pipeline() -> Result<PathBuf, Stop> {
         (first, _) => {
             let message =
                 if first.is_some() { "several pipelines here" } else { "no pipeline here" };
-            Err(Diagnostic::error("LMB0117", message)
+            Err(Diagnostic::error("LMB1001", message)
                 .help("name one: limbeck plugin lock FILE")
                 .into())
         }

@@ -24,9 +24,8 @@ const CARGO: &str = include_str!("../templates/Cargo.toml.in");
 /// # Errors
 /// A name that is none; a directory that exists; no C template of the kind.
 pub fn new(args: &PluginNewArgs, shell: &Shell) -> Answer {
-    let usage = |message: String, help: &str| Stop {
-        code: exit::USAGE,
-        problems: vec![Diagnostic::error("LMB0113", message).help(help)],
+    let usage = |message: String, help: &str| -> Stop {
+        Diagnostic::error("LMB1001", message).help(help).into()
     };
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let starts = args.name.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
@@ -44,11 +43,8 @@ pub fn new(args: &PluginNewArgs, shell: &Shell) -> Answer {
         LangArg::Rust => rust_files(args, shell)?,
     };
     if to.exists() {
-        let problem = Diagnostic::error("LMB0704", format!("{} exists", to.display()));
-        return Err(Stop {
-            code: exit::OUTPUT_BUSY,
-            problems: vec![problem.help("choose another name, or --to DIR")],
-        });
+        let problem = Diagnostic::error("LMB1003", format!("{} exists", to.display()));
+        return Err(problem.help("choose another name, or --to DIR").into());
     }
     for (name, text) in &files {
         write(&to.join(name), text)?;
@@ -73,8 +69,7 @@ fn write(path: &Path, text: &str) -> Result<(), Stop> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, text));
     written.map_err(|e| {
-        let problem = Diagnostic::error("LMB0702", format!("cannot write {}: {e}", path.display()));
-        Stop { code: exit::OUTPUT_BUSY, problems: vec![problem] }
+        Diagnostic::error("LMB0711", format!("cannot write {}: {e}", path.display())).into()
     })
 }
 
@@ -89,10 +84,12 @@ fn fill(template: &str, name: &str) -> String {
                 .collect::<String>()
         })
         .collect();
+    // Sources are Rust as they stand, so that the workspace compiles them (see the SDK's examples).
     template
+        .replace("org.example.template", &format!("org.example.{name}"))
+        .replace("Template", &camel)
         .replace("@NAME@", name)
         .replace("@SNAKE@", &name.replace('-', "_"))
-        .replace("@CAMEL@", &camel)
 }
 
 fn c_files(name: &str) -> Vec<(&'static str, String)> {
@@ -125,7 +122,7 @@ fn rust_files(args: &PluginNewArgs, shell: &Shell) -> Result<Vec<(&'static str, 
         }
         (None, Some(asked)) => {
             let message = format!("no limbeck-sdk crate in {}", asked.display());
-            return Err(Diagnostic::error("LMB0316", message).into());
+            return Err(Diagnostic::error("LMB1001", message).into());
         }
         (None, None) => {
             shell.renderer.note(

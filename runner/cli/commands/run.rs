@@ -3,9 +3,11 @@
 use super::inputs::{self, Inputs};
 use super::{Answer, Shell};
 use crate::args::{LimitArgs, RunArgs};
+use crate::render::calls::CallView;
 use crate::render::events::{RunView, short_id};
 use crate::render::table;
 use crate::{exit, logs, signals, startup};
+use limbeck_host::run::watch::Notices;
 use limbeck_host::run::{Control, Outcome, RunOptions};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -41,7 +43,7 @@ pub fn options(shell: &Shell, limits: &LimitArgs) -> RunOptions {
 /// Carries out the run and says how it ended.
 ///
 /// # Errors
-/// See [`limbeck_host::run::Failure`].
+/// See [`limbeck_host::run::RunError`].
 pub fn start(inputs: Inputs, options: &RunOptions, shell: &Shell) -> Answer {
     let Inputs { plan, datasets, catalogue, loaded } = inputs;
     let control = Control::default();
@@ -51,6 +53,9 @@ pub fn start(inputs: Inputs, options: &RunOptions, shell: &Shell) -> Answer {
         startup::set_run_dir(dir.to_owned());
         logs::also_into(dir);
     };
+    let calls = CallView::new(shell.renderer);
+    let notices = Some(Notices::new(move |notice| calls.notice(notice)));
+    let options = &RunOptions { notices, ..options.clone() };
     let mut view = RunView::new(shell.renderer, &names, Box::new(on_started));
     let begin = Instant::now();
     let result =

@@ -7,8 +7,10 @@ use crate::exit;
 use crate::render::table;
 use limbeck_host::data::Datasets;
 use limbeck_host::diagnostic::{Diagnostic, Diagnostics, sort};
-use limbeck_host::load::{Catalogue, Loaded, load};
+use limbeck_host::load::lock::{FILE_NAME, Lock};
+use limbeck_host::load::{self, Catalogue, Loaded};
 use limbeck_host::plan::{DeviceChoice, Plan};
+use limbeck_host::run::check_parameters;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -101,7 +103,7 @@ fn check(args: &ValidateArgs, shell: &Shell) -> Vec<Line> {
         Err(problems) => (None, problems),
     };
     let mut wiring_problems = Vec::new();
-    let loaded = catalogue.as_ref().and_then(|c| match load(&plan, c, &datasets) {
+    let loaded = catalogue.as_ref().and_then(|c| match load::load(&plan, c, &datasets) {
         Ok(loaded) => Some(loaded),
         Err(problems) => {
             // Wiring is series 02; settings, files and plugins that refuse are the plugins' line.
@@ -122,13 +124,16 @@ fn check(args: &ValidateArgs, shell: &Shell) -> Vec<Line> {
     let data_ok = !data_problems.iter().any(Diagnostic::is_error);
     lines.push(Line::new("data", data_problems, data_fact(&plan, &datasets)));
     if !args.no_environment {
-        let inputs = match (loaded, catalogue) {
+        let mut inputs = match (loaded, catalogue) {
             (Some(loaded), Some(catalogue)) if data_ok && has_plugins => {
                 Some(Inputs { plan: plan.clone(), datasets, catalogue, loaded })
             }
             _ => None,
         };
-        lines.push(environment(&plan, inputs.as_ref(), shell));
+        let found = inputs.as_mut().map(probe).unwrap_or_default();
+        let mut line = environment(&plan, inputs.as_ref(), shell);
+        line.problems.extend(found);
+        lines.push(line);
     }
     lines
 }
@@ -185,6 +190,23 @@ fn data_fact(plan: &Plan, datasets: &Datasets) -> String {
         Some(format!("{id} {} rows{labels}", table::thousands(data.rows() as u64)))
     };
     plan.datasets.keys().filter_map(fact).collect::<Vec<_>>().join("; ")
+}
+
+/// What only weights and whole input files show.
+fn probe(inputs: &mut Inputs) -> Diagnostics {
+    let work = std::env::temp_dir().join(format!("limbeck-validate-{}", std::process::id()));
+    let found = check_parameters(&inputs.plan, &mut inputs.loaded, &work);
+    // Plugins may have put files there; it is a folder of our own.
+    let _ = std::fs::remove_dir_all(&work);
+    let mut problems = found.unwrap_or_else(|e| vec![*e.diagnostic]);
+    let lock = Lock::load(&inputs.plan.base_dir.join(FILE_NAME)).unwrap_or_default();
+    if !lock.inputs.is_empty() {
+        match load::inputs::read(&inputs.plan, &inputs.catalogue) {
+            Ok(files) => problems.extend(load::inputs::verify(&lock, &files)),
+            Err(more) => problems.extend(more),
+        }
+    }
+    problems
 }
 
 /// Device and disk.

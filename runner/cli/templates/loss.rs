@@ -1,4 +1,4 @@
-//! `org.example.@NAME@`: reverse KL on softened rows. Replace the formula by your own.
+//! `org.example.template`: reverse KL on softened rows. Replace the formula by your own.
 
 use limbeck_sdk::{numeric::log_softmax, prelude::*, schemars, serde};
 
@@ -17,12 +17,12 @@ fn one() -> f64 {
 }
 
 /// `T²/normalizer · Σ_n Σ_v q (ln q - ln p)`, p = softmax(t/T), q = softmax(s/T).
-struct @CAMEL@ {
+struct Template {
     temperature: f64,
 }
 
-impl Loss for @CAMEL@ {
-    const ID: &'static str = "org.example.@NAME@";
+impl Loss for Template {
+    const ID: &'static str = "org.example.template";
     const SUMMARY: &'static str = "reverse KL on softened rows";
     type Config = Config;
 
@@ -52,7 +52,7 @@ impl Loss for @CAMEL@ {
     }
 }
 
-limbeck_sdk::export! { loss @CAMEL@ }
+limbeck_sdk::export! { loss Template }
 
 #[cfg(test)]
 mod tests {
@@ -60,6 +60,6 @@ mod tests {
 
     #[test]
     fn gradient_is_that_of_the_value() {
-        limbeck_sdk::gradcheck!(@CAMEL@, {"temperature": 2.0});
+        limbeck_sdk::gradcheck!(Template, {"temperature": 2.0});
     }
 }

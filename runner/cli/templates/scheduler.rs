@@ -1,11 +1,11 @@
-//! `org.example.@NAME@`: watches a stream and asks for nothing. See `limbeck_sdk::buffers` for replay.
+//! `org.example.template`: watches a stream and asks for nothing. See `limbeck_sdk::buffers` for replay.
 
 use limbeck_sdk::prelude::*;
 
-struct @CAMEL@;
+struct Template;
 
-impl Scheduler for @CAMEL@ {
-    const ID: &'static str = "org.example.@NAME@";
+impl Scheduler for Template {
+    const ID: &'static str = "org.example.template";
     const SUMMARY: &'static str = "does nothing yet";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task", "scenario.online"];
@@ -28,4 +28,4 @@ impl Scheduler for @CAMEL@ {
     }
 }
 
-limbeck_sdk::export! { scheduler @CAMEL@ }
+limbeck_sdk::export! { scheduler Template }

@@ -1,4 +1,4 @@
-//! `org.example.@NAME@`: one hidden layer on candle. Replace the model by your own.
+//! `org.example.template`: one hidden layer on candle. Replace the model by your own.
 
 use limbeck_sdk::candle::prelude::*;
 use limbeck_sdk::{schemars, serde};
@@ -18,7 +18,7 @@ struct Config {
     classes: usize,
 }
 
-struct @CAMEL@ {
+struct Template {
     hidden: (Tensor, Tensor),
     out: (Tensor, Tensor),
 }
@@ -36,8 +36,8 @@ fn layer(w: &mut Weights<'_>, name: &str, out: usize, inputs: usize) -> Result<(
     })
 }
 
-impl CandleStudent for @CAMEL@ {
-    const ID: &'static str = "org.example.@NAME@";
+impl CandleStudent for Template {
+    const ID: &'static str = "org.example.template";
     const SUMMARY: &'static str = "one hidden layer";
     type Config = Config;
 
@@ -65,4 +65,4 @@ impl CandleStudent for @CAMEL@ {
     }
 }
 
-limbeck_sdk::export! { candle_student @CAMEL@ }
+limbeck_sdk::export! { candle_student Template }

@@ -1,4 +1,4 @@
-//! `org.example.@NAME@`: a teacher that knows one rule. Replace it by a model that reads weights.
+//! `org.example.template`: a teacher that knows one rule. Replace it by a model that reads weights.
 
 use limbeck_sdk::candle::prelude::*;
 use limbeck_sdk::{schemars, serde};
@@ -15,12 +15,12 @@ struct Config {
     classes: usize,
 }
 
-struct @CAMEL@ {
+struct Template {
     weight: Tensor,
 }
 
-impl CandleTeacher for @CAMEL@ {
-    const ID: &'static str = "org.example.@NAME@";
+impl CandleTeacher for Template {
+    const ID: &'static str = "org.example.template";
     const SUMMARY: &'static str = "a fixed linear map";
     type Config = Config;
 
@@ -33,7 +33,9 @@ impl CandleTeacher for @CAMEL@ {
     fn build(c: &Config, weights: &mut Weights<'_>) -> Result<Self> {
         // A real teacher reads a file here and passes `Init::Values`.
         let spread = (1.0 / c.inputs as f64).sqrt();
-        Ok(Self { weight: weights.param("weight", &[c.classes, c.inputs], Init::Normal(0.0, spread))? })
+        Ok(Self {
+            weight: weights.param("weight", &[c.classes, c.inputs], Init::Normal(0.0, spread))?,
+        })
     }
 
     fn forward(&self, call: &ModelCall<'_>) -> Result<Outputs> {
@@ -42,4 +44,4 @@ impl CandleTeacher for @CAMEL@ {
     }
 }
 
-limbeck_sdk::export! { candle_teacher @CAMEL@ }
+limbeck_sdk::export! { candle_teacher Template }

@@ -18,6 +18,8 @@ macro_rules! losses {
                 const ID: &'static str = $id;
                 const SUMMARY: &'static str = $summary;
                 const FEATURES: &'static [&'static str] = $features;
+                #[cfg(feature = "cuda")]
+                const DEVICES: &'static [i32] = crate::cuda::devices($id);
                 type Config = config::$settings;
 
                 fn new(settings: Self::Config, _host: &Host) -> Result<Self> {
@@ -25,6 +27,10 @@ macro_rules! losses {
                 }
                 fn ports(&self) -> Ports {
                     self.0.ports().clone()
+                }
+                #[cfg(feature = "cuda")]
+                fn activate(&mut self, activation: &limbeck_sdk::Activation<'_>) -> Result<()> {
+                    self.0.activate(activation)
                 }
                 fn params(&mut self, inputs: &Views<'_>) -> Result<Vec<LossParam>> {
                     self.0.params(inputs)
@@ -38,8 +44,10 @@ macro_rules! losses {
             }
         )*
 
-        #[cfg(feature = "plugin")]
+        #[cfg(all(feature = "plugin", not(feature = "cuda")))]
         limbeck_sdk::export! { $(loss $plugin),* }
+        #[cfg(all(feature = "plugin", feature = "cuda"))]
+        limbeck_sdk::export! { $(loss $plugin),*; interface crate::cuda::vector::interface }
     };
 }
 

@@ -10,6 +10,8 @@ use limbeck_sdk::{Error, LossCall, LossParam, Ports, Result, Views};
 pub struct Engine {
     spec: Spec,
     ports: Ports,
+    #[cfg(feature = "cuda")]
+    gpu: Option<crate::cuda::session::Session>,
 }
 
 impl Engine {
@@ -20,7 +22,22 @@ impl Engine {
     pub fn new(settings: &impl Settings) -> Result<Self> {
         let spec = settings.resolve().map_err(|bad| Error::config(bad.pointer, bad.message))?;
         let ports = ports::of(&spec);
-        Ok(Self { spec, ports })
+        Ok(Self {
+            spec,
+            ports,
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        })
+    }
+
+    /// Finds the GPU, if it is to run on one.
+    ///
+    /// # Errors
+    /// LMB_DEVICE if there is none.
+    #[cfg(feature = "cuda")]
+    pub fn activate(&mut self, activation: &limbeck_sdk::Activation<'_>) -> Result<()> {
+        self.gpu = crate::cuda::session::Session::open(&self.spec, activation)?;
+        Ok(())
     }
 
     /// Inputs and metrics.
@@ -42,6 +59,10 @@ impl Engine {
     /// INVALID_ARGUMENT.
     pub fn plan(&self, inputs: &Views<'_>) -> Result<u64> {
         shapes::check(&self.spec, inputs)?;
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.plan(&self.spec, &self.ports, inputs);
+        }
         if !self.is_fast() {
             return Ok(0);
         }
@@ -67,6 +88,10 @@ impl Engine {
     /// BAD_DATA for labels out of range, INVALID_ARGUMENT for shapes.
     pub fn compute(&self, call: &LossCall<'_>) -> Result<()> {
         shapes::check(&self.spec, &call.inputs())?;
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.compute(&self.spec, &self.ports, call);
+        }
         match &self.spec {
             Spec::Dense(spec) if dense::knows(spec.divergence) => {
                 fast::dense(spec, &self.ports, call)

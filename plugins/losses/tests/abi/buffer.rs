@@ -3,6 +3,12 @@
 use crate::reference::Array;
 use half::{bf16, f16};
 use limbeck_sdk::abi;
+use std::cell::Cell;
+
+thread_local! {
+    /// Where this thread's tensors are said to lie.
+    pub static DEVICE: Cell<abi::DLDevice> = const { Cell::new(abi::DLDevice::CPU) };
+}
 
 /// Memory of one tensor with guard bytes around it.
 pub struct Buffer {
@@ -106,7 +112,7 @@ impl Buffer {
             name: abi::Str::new(&self.name),
             t: abi::DLTensor {
                 data: self.bytes.as_mut_ptr().cast(),
-                device: abi::DLDevice::CPU,
+                device: DEVICE.get(),
                 ndim: self.shape.len() as i32,
                 dtype: self.dtype,
                 shape: self.shape.as_mut_ptr(),

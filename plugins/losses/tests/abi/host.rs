@@ -2,7 +2,7 @@
 //!
 //! Gradient buffers start as NaN between guard bytes, so that what is not overwritten, or overrun, shows.
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, DEVICE};
 use crate::reference::{Array, Inputs};
 use limbeck_sdk::abi;
 use std::collections::BTreeMap;
@@ -137,7 +137,7 @@ pub fn module() -> &'static abi::Module {
     })
 }
 
-fn slot(failure: &mut Failure) -> *mut abi::Error {
+pub fn slot(failure: &mut Failure) -> *mut abi::Error {
     std::ptr::from_mut(failure).cast()
 }
 
@@ -145,7 +145,7 @@ pub fn context() -> abi::Ctx {
     abi::Ctx {
         struct_size: size_of::<abi::Ctx>() as u64,
         host: &raw const HOST,
-        stream: abi::Stream { device: abi::DLDevice::CPU, handle: std::ptr::null_mut() },
+        stream: abi::Stream { device: DEVICE.get(), handle: std::ptr::null_mut() },
         step: 0,
         micro_step: 0,
         rng_key: [0, 0],
@@ -154,7 +154,7 @@ pub fn context() -> abi::Ctx {
 }
 
 /// How a call is made.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Of float inputs.
     pub dtype: abi::DLDataType,

@@ -16,6 +16,7 @@ mod live;
 mod loss;
 mod memory;
 mod model;
+mod pressure;
 mod sample;
 mod scheduler;
 mod state;
@@ -77,6 +78,7 @@ pub fn checks() -> impl Iterator<Item = &'static Check> {
         model::CHECKS,
         scheduler::CHECKS,
         state::CHECKS,
+        pressure::CHECKS,
     ]
     .into_iter()
     .flatten()

@@ -51,7 +51,11 @@ unsafe extern "C" fn read(this: *mut c_void, data: *mut c_void, n: u64) -> i64 {
     }
 }
 
-fn save(live: &Live, chunk: usize) -> Result<Vec<u8>, Miss> {
+/// Status, bytes and words of a `state_save`.
+///
+/// # Errors
+/// A skip where no state is kept.
+pub(super) fn try_save(live: &Live, chunk: usize) -> Result<(abi::Status, Vec<u8>, String), Miss> {
     let Some(function) = live.table().state_save else {
         return Err(Miss::Skip("keeps no state".to_owned()));
     };
@@ -61,14 +65,25 @@ fn save(live: &Live, chunk: usize) -> Result<Vec<u8>, Miss> {
     // SAFETY: [step], active; arguments live during the call.
     let status =
         unsafe { function(live.as_ptr(), &raw const context, &raw const writer, slot.as_ptr()) };
-    if status == abi::STATUS_OK {
-        Ok(stream.bytes)
-    } else {
-        Err(fail("state_save to succeed", told(status, slot)))
+    Ok((status, stream.bytes, told(status, slot)))
+}
+
+/// The bytes of a `state_save`.
+///
+/// # Errors
+/// It fails; a skip where no state is kept.
+pub(super) fn save(live: &Live, chunk: usize) -> Result<Vec<u8>, Miss> {
+    match try_save(live, chunk)? {
+        (abi::STATUS_OK, bytes, _) => Ok(bytes),
+        (_, _, said) => Err(fail("state_save to succeed", said)),
     }
 }
 
-fn load(live: &Live, bytes: &[u8], chunk: usize) -> Result<(abi::Status, String), Miss> {
+/// Status and words of a `state_load`.
+///
+/// # Errors
+/// A skip where no state is kept.
+pub(super) fn load(live: &Live, bytes: &[u8], chunk: usize) -> Result<(abi::Status, String), Miss> {
     let Some(function) = live.table().state_load else {
         return Err(Miss::Skip("keeps no state".to_owned()));
     };

@@ -23,6 +23,7 @@ pub(crate) const NOT_DIFFERENTIABLE: &str = "LMB0238";
 pub(crate) const NO_SUCH_GROUP: &str = "LMB0239";
 pub(crate) const NOT_DETERMINISTIC: &str = "LMB0240";
 pub(crate) const NO_TEACHER: &str = "LMB0241";
+pub(crate) const LEFT_UNBOUND: &str = "LMB0242";
 
 pub(crate) const ABI: &str = "LMB0301";
 pub(crate) const FILE_MISSING: &str = "LMB0302";
@@ -41,6 +42,7 @@ pub(crate) const PIN_UNMET: &str = "LMB0314";
 pub(crate) const UNKNOWN_PLUGIN: &str = "LMB0315";
 pub(crate) const INPUT_MISSING: &str = "LMB0316";
 pub(crate) const UNLOCKED_ALLOWED: &str = "LMB0317";
+pub(crate) const INPUT_CHANGED: &str = "LMB0318";
 
 pub(crate) const NO_DEVICE: &str = "LMB0801";
 
@@ -50,3 +52,8 @@ pub(crate) const PLUGIN_PANICKED: &str = "LMB0403";
 pub(crate) const PLUGIN_REFUSED_SETTING: &str = "LMB0404";
 pub(crate) const PLUGIN_OUT_OF_MEMORY: &str = "LMB0405";
 pub(crate) const PLUGIN_CANCELLED: &str = "LMB0406";
+pub(crate) const PLUGIN_BAD_DATA: &str = "LMB0407";
+pub(crate) const PLUGIN_NOT_FOUND: &str = "LMB0408";
+pub(crate) const PLUGIN_DEVICE: &str = "LMB0409";
+pub(crate) const PLUGIN_IO: &str = "LMB0410";
+pub(crate) const PLUGIN_NOT_FINITE: &str = "LMB0411";

@@ -1,4 +1,4 @@
-//! `limbeck.lock`: which plugin files a pipeline trusts.
+//! `limbeck.lock`: which plugin files a pipeline trusts, and what its input files held.
 //!
 //! Protects against change, not against malice at first use. Plugins beside the executable need no entry. Refuses
 //! unknown keys, so that a damaged lock is never read as an empty one.
@@ -22,6 +22,19 @@ pub struct Lock {
     /// One entry per plugin id, sorted.
     #[serde(default)]
     pub plugins: Vec<Entry>,
+    /// Files that settings name, sorted by path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputEntry>,
+}
+
+/// One input: a file, or a directory with everything in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputEntry {
+    /// As the pipeline writes it.
+    pub path: String,
+    /// By path below it; a single file by its name.
+    pub files: BTreeMap<String, Digest>,
 }
 
 /// One trusted plugin.
@@ -96,7 +109,7 @@ pub fn platform() -> String {
 
 impl Default for Lock {
     fn default() -> Self {
-        Self { version: 1, plugins: Vec::new() }
+        Self { version: 1, plugins: Vec::new(), inputs: Vec::new() }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod catalogue;
 pub(crate) mod codes;
 mod create;
+pub mod inputs;
 pub mod instance;
 pub mod library;
 pub mod lock;
@@ -42,13 +43,18 @@ pub fn load(plan: &Plan, catalogue: &Catalogue, data: &Datasets) -> Result<Loade
             continue;
         };
         match wiring::stage(plan, catalogue, data, stage, train) {
-            Ok(stage) => loaded.stages.push(Some(stage)),
+            Ok((stage, mut warnings)) => {
+                loaded.stages.push(Some(stage));
+                loaded.warnings.append(&mut warnings);
+            }
             Err(mut found) => problems.append(&mut found),
         }
     }
     if problems.is_empty() {
+        crate::diagnostic::sort(&mut loaded.warnings);
         return Ok(loaded);
     }
+    problems.append(&mut loaded.warnings);
     crate::diagnostic::sort(&mut problems);
     Err(problems)
 }

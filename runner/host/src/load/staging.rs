@@ -57,6 +57,24 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
+/// SHA-256 of what a reader gives, hex, and the number of bytes.
+///
+/// # Errors
+/// What the reader says.
+pub fn sha256_of(mut from: impl Read) -> std::io::Result<(String, u64)> {
+    let (mut hash, mut size) = (Sha256::new(), 0);
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match from.read(&mut block)? {
+            0 => return Ok((hex(&hash.finalize()), size)),
+            n => {
+                hash.update(&block[..n]);
+                size += n as u64;
+            }
+        }
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(64), |mut text, b| {
         use std::fmt::Write;

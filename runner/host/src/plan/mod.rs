@@ -52,6 +52,7 @@ pub fn plan(document: &Document) -> Result<Plan, Diagnostics> {
         name: top.name,
         description: top.description,
         seed: top.seed,
+        seed_is_drawn: top.seed_is_drawn,
         deterministic: top.deterministic,
         device: top.device,
         datasets: top.datasets,

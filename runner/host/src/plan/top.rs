@@ -16,6 +16,7 @@ pub struct Top {
     pub name: String,
     pub description: Option<String>,
     pub seed: u64,
+    pub seed_is_drawn: bool,
     pub deterministic: bool,
     pub device: DeviceChoice,
     pub datasets: BTreeMap<String, DatasetPlan>,
@@ -59,7 +60,7 @@ pub fn read(fields: &Fields, document: &Document) -> Top {
         check_name(fields.sink, "a pipeline name", &name, &field.node.span, true);
     }
     let description = fields.text("description");
-    let seed = seed(fields);
+    let (seed, seed_is_drawn) = seed(fields);
     let deterministic = fields.flag_or("deterministic", false);
     let device = device(fields);
     scenario(fields);
@@ -71,6 +72,7 @@ pub fn read(fields: &Fields, document: &Document) -> Top {
         name,
         description,
         seed,
+        seed_is_drawn,
         deterministic,
         device,
         datasets,
@@ -100,21 +102,22 @@ fn version(fields: &Fields) {
     }
 }
 
-fn seed(fields: &Fields) -> u64 {
+/// The seed, and whether it was drawn.
+fn seed(fields: &Fields) -> (u64, bool) {
     let Some(field) = fields.field("seed") else {
         fields.keep("seed", Json::from(0), None);
-        return 0;
+        return (0, false);
     };
-    let seed = match field.node.text() {
-        Some("random") => draw_seed(),
+    let (seed, is_drawn) = match field.node.text() {
+        Some("random") => (draw_seed(), true),
         Some(_) => {
             fields.wrong_type("seed", "a whole number or `random`", &field.node);
-            return 0;
+            return (0, false);
         }
-        None => count_of(fields.sink, "seed", &field.node, 0).unwrap_or(0),
+        None => (count_of(fields.sink, "seed", &field.node, 0).unwrap_or(0), false),
     };
     fields.keep("seed", Json::from(seed), Some(field));
-    seed
+    (seed, is_drawn)
 }
 
 /// 53 bits of the keys that the standard library draws for its hash maps: exact in every JSON reader.

@@ -381,7 +381,8 @@ fn lr_schedule(fields: &Fields) -> LrSchedulePlan {
 
 fn dtype(top: &Top, fields: &Fields) -> DType {
     let dtype = fields.choice_or_first("dtype", ("f32", DType::F32), &[("bf16", DType::BF16)]);
-    if dtype == DType::BF16 && top.device == DeviceChoice::Cpu {
+    // `auto` is the CPU too: no plugin of this build computes on anything else.
+    if dtype == DType::BF16 && !matches!(top.device, DeviceChoice::Cuda(_)) {
         let span = fields.field("dtype").map_or(&fields.span, |f| &f.node.span);
         fields.sink.report(
             Diagnostic::warning("LMB0223", "`dtype: bf16` is f32 on the CPU")

@@ -4,9 +4,9 @@
 //! the set of directories whose manifest verifies by size and SHA-256; `LATEST` and `BEST` are hints. Knows no
 //! meaning of the files inside. Only the owner of the run may call [`Store::clean`] and [`Store::write`].
 
+use super::RunError;
 use super::error::{RunResult, io_error};
 use super::vfs::{Vfs, replace};
-use super::{Failure, RunError};
 use crate::diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -245,14 +245,13 @@ impl<'a> Store<'a> {
                 readable_bytes(size)
             );
             return RunError::new(
-                Failure::Io,
                 Diagnostic::error("LMB0701", message)
                     .note(format!("in {}", self.dir.display()))
                     .help("free some space, then give the same command"),
             );
         }
         let error = io_error("write checkpoint in", &self.dir.join(name), error);
-        RunError { diagnostic: Box::new(error.diagnostic.note(intact)), ..error }
+        RunError { diagnostic: Box::new(error.diagnostic.note(intact)) }
     }
 
     /// Reads and verifies one checkpoint.
@@ -318,7 +317,7 @@ impl<'a> Store<'a> {
         let mut diagnostic = Diagnostic::error("LMB0705", message)
             .help("remove that directory to train the stage anew");
         diagnostic.notes.extend(warnings.iter().map(|w| w.message.clone()));
-        Err(RunError::new(Failure::Malformed, diagnostic))
+        Err(RunError::new(diagnostic))
     }
 
     /// Removes a checkpoint that was taken back, e.g. one that is newer than the place the run went back to.

@@ -86,7 +86,7 @@ fn without_a_whole_checkpoint_the_stage_is_refused() {
     store.write(&header(1), &files(1), &keep(2, &[])).unwrap();
     fs.damage(Path::new("/c/step-0000001/state.json"), |b| b.clear());
     let error = store.newest(&mut Vec::new()).unwrap_err();
-    assert_eq!(error.failure, Failure::Malformed);
+    assert_eq!(error.diagnostic.code, "LMB0705");
     assert_eq!(error.diagnostic.code, "LMB0705");
 }
 
@@ -117,7 +117,7 @@ fn a_full_or_broken_disk_leaves_the_old_checkpoint_intact() {
             let step = newest.manifest.step;
             assert_eq!(newest.files, files(step), "operation {n}");
             if let Err(error) = result {
-                assert_eq!(error.failure, Failure::Io);
+                assert_eq!(crate::diagnostic::codes::exit(error.diagnostic.code), 74);
                 if errno == libc::ENOSPC && step == 1 {
                     assert_eq!(error.diagnostic.code, "LMB0701");
                     assert!(error.diagnostic.message.contains("step-0000001 is intact"));

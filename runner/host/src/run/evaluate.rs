@@ -2,6 +2,7 @@
 //!
 //! Changes no parameter and no statistic. Schedulers may supply the scores that decide the class.
 
+use super::RunError;
 use super::arith::{to_f64, to_i64};
 use super::error::{RunResult, contract, plugin_error};
 use super::forward::{Mode, Wanted};
@@ -12,7 +13,6 @@ use super::rows::contiguous;
 use super::schedule::Shown;
 use super::scores::Scores;
 use super::step::Terms;
-use super::{Failure, RunError};
 use crate::data::{Batch, Dataset};
 use crate::diagnostic::Diagnostic;
 use crate::load::instance::ForwardFlags;
@@ -26,7 +26,7 @@ pub(crate) type Values = Vec<(String, f64)>;
 
 fn malformed(dataset: &Dataset, message: impl std::fmt::Display) -> RunError {
     let message = format!("evaluation on `{}`: {message}", dataset.id());
-    RunError::new(Failure::Malformed, Diagnostic::error("LMB0508", message))
+    RunError::new(Diagnostic::error("LMB0519", message))
 }
 
 /// Adds the rows of one batch to the scores.

@@ -1,9 +1,9 @@
 //! Conditions of a finished stage, checked again when its run is continued.
 
+use super::RunError;
 use super::error::RunResult;
 use super::rundir::StageRecord;
 use super::stage::finite;
-use super::{Failure, RunError};
 use crate::diagnostic::Diagnostic;
 use crate::plan::{Gate, StagePlan, Work};
 
@@ -40,7 +40,7 @@ pub(crate) fn check_gates(stage: &StagePlan, record: &StageRecord) -> RunResult<
         let diagnostic = Diagnostic::error("LMB0602", message)
             .at(gate.span.clone())
             .within(format!("stage `{}`", stage.name));
-        return Err(RunError::new(Failure::Diverged, diagnostic));
+        return Err(RunError::new(diagnostic));
     }
     Ok(())
 }

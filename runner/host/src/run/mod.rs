@@ -21,6 +21,7 @@ mod models;
 mod offline;
 mod optimizer;
 mod owner;
+mod parameters;
 mod pass;
 mod place;
 mod probe;
@@ -38,13 +39,16 @@ mod step;
 mod train_step;
 mod training;
 pub mod vfs;
+pub mod watch;
 
 use crate::data::Datasets;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::load::instance::{Running, Shown};
 use crate::load::{Catalogue, Loaded};
 use crate::plan::{Plan, Which};
 use event::EventSink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How a run is carried out (not what it computes).
@@ -70,12 +74,16 @@ pub struct RunOptions {
     pub command: Vec<String>,
     /// `--set` entries, recorded so that `resume` can plan again.
     pub sets: Vec<String>,
+    /// Who is told what happens inside a call that takes long.
+    pub notices: Option<watch::Notices>,
 }
 
-/// Asks a running session to stop; cloned into signal handlers.
+/// A running session seen from other threads: asks it to stop, says in which plugin call it is. Cloned into signal
+/// handlers.
 #[derive(Clone, Debug, Default)]
 pub struct Control {
-    stop: std::sync::Arc<std::sync::Mutex<Option<String>>>,
+    stop: Arc<std::sync::Mutex<Option<String>>>,
+    calls: Arc<Shown>,
 }
 
 impl Control {
@@ -88,6 +96,21 @@ impl Control {
     /// The reason, once asked.
     pub fn stop_requested(&self) -> Option<String> {
         self.stop.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Plugin id, call and step of the plugin call that the session is in.
+    pub fn running_call(&self) -> Option<(&'static str, &'static str, u64)> {
+        self.shown().1
+    }
+
+    /// The number of that call, other for each call, and the call.
+    pub(crate) fn shown(&self) -> (u64, Running) {
+        self.calls.get()
+    }
+
+    /// Where the session shows its calls.
+    pub(crate) fn calls(&self) -> Arc<Shown> {
+        Arc::clone(&self.calls)
     }
 }
 
@@ -124,45 +147,31 @@ pub enum Outcome {
     },
 }
 
-/// Why a run failed; decides the exit code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// 65.
-    Malformed,
-    /// 66.
-    MissingInput,
-    /// 69.
-    DeviceUnavailable,
-    /// 70.
-    Bug,
-    /// 73.
-    OutputBusy,
-    /// 74.
-    Io,
-    /// 76.
-    PluginBroke,
-    /// 77.
-    Untrusted,
-    /// 78.
-    Pipeline,
-    /// 79.
-    Diverged,
-}
-
-/// An error of a run.
+/// An error of a run. Its code decides the exit code, see [`crate::diagnostic::codes`].
 #[derive(Clone, Debug)]
 pub struct RunError {
-    /// Class.
-    pub failure: Failure,
     /// What to print.
     pub diagnostic: Box<Diagnostic>,
+}
+
+/// Problems of a loaded plan that only active students show: ports that read a parameter which is not there. `work` is a
+/// folder that may be written to.
+///
+/// # Errors
+/// A student that cannot be activated.
+pub fn check_parameters(
+    plan: &Plan,
+    loaded: &mut Loaded,
+    work: &Path,
+) -> Result<Diagnostics, RunError> {
+    parameters::check(plan, loaded, 0, work)
 }
 
 /// Trains, evaluates and exports as the plan says; continues an unfinished run of the same resolved pipeline.
 /// Must be called on a thread with a large stack (64 MiB): models record deep graphs.
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`RunError`].
 pub fn run(
     plan: &Plan,
     loaded: Loaded,
@@ -181,7 +190,7 @@ pub type Measured = Vec<(String, Vec<(String, f64)>)>;
 /// Metrics of a finished (or stopped) stage's student on a dataset: `limbeck eval`.
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`RunError`].
 pub fn evaluate(
     plan: &Plan,
     loaded: Loaded,
@@ -197,7 +206,7 @@ pub fn evaluate(
 /// Writes a stage's student as a Hugging Face directory: `limbeck export`.
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`RunError`].
 pub fn export(
     plan: &Plan,
     loaded: Loaded,

@@ -2,6 +2,7 @@
 //!
 //! Uses the instance of the stage that trained the student; the run directory is read, never changed, outside a run.
 
+use super::RunError;
 use super::error::{RunResult, bug, plugin_error};
 use super::evaluate::{Values, evaluate_alone};
 use super::live::{Keys, STUDENT, copy_of};
@@ -13,7 +14,6 @@ use super::session::Session;
 use super::stage::{dataset, finite, write_json};
 use super::state::{misfit, tensors};
 use super::training::student_of;
-use super::{Failure, RunError};
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostic;
 use crate::load::Loaded;
@@ -66,7 +66,7 @@ fn training(plan: &Plan, stage: usize) -> RunResult<&TrainPlan> {
     found.ok_or_else(|| {
         let diagnostic = Diagnostic::error("LMB0207", "that stage trains no student")
             .help("name a stage of kind `train` or `distill`");
-        RunError::new(Failure::Pipeline, diagnostic)
+        RunError::new(diagnostic)
     })
 }
 
@@ -74,7 +74,7 @@ impl Session<'_, '_> {
     /// An `eval` stage.
     ///
     /// # Errors
-    /// See [`Failure`].
+    /// See [`RunError`].
     pub fn eval_stage(&mut self, stage: &StagePlan, eval: &EvalPlan) -> RunResult<StageRecord> {
         let dir = stage_dir(self.dir, stage);
         let datasets = self.datasets;
@@ -121,7 +121,7 @@ impl Session<'_, '_> {
     /// An `export` stage.
     ///
     /// # Errors
-    /// See [`Failure`].
+    /// See [`RunError`].
     pub fn export_stage(
         &mut self,
         stage: &StagePlan,
@@ -185,7 +185,7 @@ fn write_model(
             tokenizer: plan.tokenizer.as_ref().map(|t| t.path.clone()),
         })
     })?;
-    hf::export(to, &model).map_err(|d| RunError::new(Failure::Io, d))
+    hf::export(to, &model).map_err(|d| RunError::new(d))
 }
 
 /// Final metrics of a stage, under the name of the rows they were measured on.
@@ -213,7 +213,7 @@ fn teacher_info(plan: &Plan, run: &Path, teacher: &TeacherPlan) -> hf::TeacherIn
 /// See [`super::evaluate`].
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`RunError`].
 pub(crate) fn evaluate(
     plan: &Plan,
     mut loaded: Loaded,
@@ -249,7 +249,7 @@ pub(crate) fn evaluate(
 /// See [`super::export`].
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`RunError`].
 pub(crate) fn export(
     plan: &Plan,
     mut loaded: Loaded,

@@ -3,8 +3,8 @@
 //! The file `owner` names the process that works on a run and is locked by it as long as it lives, so a dead owner is
 //! recognized by the system itself. An owner on another machine cannot be asked and is never pushed aside.
 
+use super::RunError;
 use super::error::{RunResult, io_error};
-use super::{Failure, RunError};
 use crate::diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -72,7 +72,7 @@ impl Owner {
                 "wait for it, or stop it; `--fresh` starts a run of its own".to_owned()
             };
             let diagnostic = Diagnostic::error("LMB0703", message).help(help);
-            return Err(RunError::new(Failure::OutputBusy, diagnostic));
+            return Err(RunError::new(diagnostic));
         }
         let json = serde_json::to_string(&mine).unwrap_or_default();
         file.set_len(0).map_err(fail)?;

@@ -3,11 +3,11 @@
 //! Every slice of a row axis is a view. Groups marked JOIN directly follow the fresh rows, so what a term sees is one
 //! stretch.
 
+use super::RunError;
 use super::arith::{to_f64, to_i64};
 use super::bind::{Bindings, Feed, Input, Term};
 use super::error::{RunResult, bug, contract};
 use super::rows::contiguous;
-use super::{Failure, RunError};
 use crate::data::Batch;
 use crate::diagnostic::Diagnostic;
 use crate::load::wiring::TermRows;
@@ -143,8 +143,8 @@ impl Sources<'_> {
                         "rows without column `{column}`, which port `{}` needs",
                         input.name
                     );
-                    let diagnostic = Diagnostic::error("LMB0505", message);
-                    return Err(RunError::new(Failure::Malformed, diagnostic));
+                    let diagnostic = Diagnostic::error("LMB0519", message);
+                    return Err(RunError::new(diagnostic));
                 }
             },
             Feed::Student(i) => {

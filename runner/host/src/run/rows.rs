@@ -3,8 +3,8 @@
 //! Batches keep the order asked for. Rows of different length (tokens) are padded at the end: labels with -100, all
 //! else with 0, which an attention mask of 0 makes harmless.
 
+use super::RunError;
 use super::error::{RunResult, bug};
-use super::{Failure, RunError};
 use crate::data::{Batch, Dataset, Datasets};
 use crate::diagnostic::Diagnostic;
 use crate::tensor::{DType, Tensor, contiguous_strides};
@@ -179,7 +179,7 @@ pub(crate) fn concat_batches(parts: &[&Batch]) -> RunResult<Batch> {
             let fill = name == "labels";
             let joined = concat(&tensors, fill).map_err(|reason| {
                 let message = format!("rows cannot be joined: column `{name}`: {reason}");
-                RunError::new(Failure::Malformed, Diagnostic::error("LMB0514", message))
+                RunError::new(Diagnostic::error("LMB0519", message))
             })?;
             columns.insert(name.clone(), joined);
         }

@@ -8,7 +8,7 @@ use super::error::{RunResult, bug, io_error};
 use super::owner::Owner;
 use super::place;
 use super::vfs::{RealFs, Vfs, replace};
-use super::{Failure, RunError, RunOptions};
+use super::{RunError, RunOptions};
 use crate::diagnostic::Diagnostic;
 use crate::plan::{Plan, StagePlan};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,8 @@ pub struct PluginRecord {
     pub sha256: String,
     /// Where it was found.
     pub library: PathBuf,
+    /// `--allow-unlocked` let it in.
+    pub unlocked: bool,
 }
 
 /// `run.json`.
@@ -57,6 +59,8 @@ pub struct Record {
     pub reason: Option<String>,
     /// Seed; a random one has been drawn.
     pub seed: u64,
+    /// The pipeline says `seed: random`.
+    pub seed_is_drawn: bool,
     /// Size of the pool.
     pub threads: usize,
     /// Pipeline file as the user named it.
@@ -272,6 +276,20 @@ pub fn describe(dir: &Path) -> Result<Described, Diagnostic> {
     })
 }
 
+/// The seed that an unfinished run of a pipeline with `seed: random` drew: the same command goes on with it.
+pub fn drawn_before(plan: &Plan, options: &RunOptions) -> Option<u64> {
+    if !plan.seed_is_drawn || options.fresh || options.resume.is_some() {
+        return None;
+    }
+    let mut runs = runs_under(&options.runs_dir.join(&plan.name));
+    runs.retain(|(_, record)| {
+        record.seed_is_drawn
+            && record.status != Status::Done
+            && record.resolved == resolved_hash(&plan.with_seed(record.seed))
+    });
+    runs.into_iter().map(|(_, record)| record).max_by(|a, b| a.id.cmp(&b.id)).map(|r| r.seed)
+}
+
 /// What [`open`] found.
 pub enum Opened {
     /// A run to work on.
@@ -289,13 +307,13 @@ pub fn open(plan: &Plan, inputs: &Inputs, options: &RunOptions) -> RunResult<Ope
     if let Some(dir) = &options.resume {
         let record = read_record(dir).ok_or_else(|| {
             let message = format!("{} is no run directory", dir.display());
-            RunError::new(Failure::MissingInput, Diagnostic::error("LMB0706", message))
+            RunError::new(Diagnostic::error("LMB0706", message))
         })?;
         if record.resolved != resolved {
             let message = format!("run {} belongs to another resolved pipeline", record.id);
             let diagnostic = Diagnostic::error("LMB0708", message)
                 .help("config/resolved.yaml in the run directory shows what it was started with");
-            return Err(RunError::new(Failure::Pipeline, diagnostic));
+            return Err(RunError::new(diagnostic));
         }
         return take(dir, record, inputs, options.accept_changes, plan);
     }
@@ -334,7 +352,7 @@ fn take(
             "`limbeck resume {} --accept-changes` goes on all the same, `--fresh` starts anew",
             record.id
         ));
-        return Err(RunError::new(Failure::Pipeline, diagnostic));
+        return Err(RunError::new(diagnostic));
     }
     record.plugins.clone_from(&inputs.plugins);
     record.data.clone_from(&inputs.data);
@@ -354,8 +372,9 @@ fn create(plan: &Plan, inputs: &Inputs, options: &RunOptions, hash: &str) -> Run
     let parent = options.runs_dir.join(&plan.name);
     std::fs::create_dir_all(&parent).map_err(|e| match io_error("create", &parent, &e) {
         // Whatever the system says of it, the place asked for cannot hold runs.
-        error if error.failure == Failure::Io && e.kind() != std::io::ErrorKind::StorageFull => {
-            RunError { failure: Failure::OutputBusy, ..error }
+        mut error if error.diagnostic.code == "LMB0702" => {
+            error.diagnostic.code = "LMB0711";
+            error
         }
         error => error,
     })?;
@@ -371,6 +390,7 @@ fn create(plan: &Plan, inputs: &Inputs, options: &RunOptions, hash: &str) -> Run
         status: Status::Running,
         reason: None,
         seed: plan.seed,
+        seed_is_drawn: plan.seed_is_drawn,
         threads: options.threads,
         file: plan.file.clone(),
         base_dir: absolute(&plan.base_dir),

@@ -8,6 +8,7 @@ fn plan(dir: &Path, seed: u64) -> Plan {
         name: "digits".into(),
         description: None,
         seed,
+        seed_is_drawn: false,
         deterministic: false,
         device: DeviceChoice::Cpu,
         datasets: BTreeMap::new(),
@@ -28,6 +29,7 @@ fn inputs(hash: &str) -> Inputs {
         version: "1.0.0".into(),
         sha256: hash.into(),
         library: PathBuf::from("/p.so"),
+        unlocked: false,
     };
     Inputs {
         plugins: BTreeMap::from([("limbeck.kl".into(), record)]),
@@ -57,7 +59,7 @@ fn an_unfinished_run_is_continued_and_a_finished_one_is_reported() {
     assert!(path.join("config/resolved.yaml").is_file());
     // While it is owned, nobody else gets it.
     let error = open(&plan, &inputs("aa"), &options).err().unwrap();
-    assert_eq!(error.failure, Failure::OutputBusy);
+    assert_eq!(error.diagnostic.code, "LMB0703");
     assert!(error.diagnostic.message.contains(&std::process::id().to_string()));
     // The owner dies without a word.
     drop(run);
@@ -81,7 +83,7 @@ fn another_seed_is_another_run() {
     assert_ne!(first.dir, second.dir);
     let resume = RunOptions { resume: Some(first.dir.clone()), ..options };
     let error = open(&plan(dir.path(), 8), &inputs("aa"), &resume).err().unwrap();
-    assert_eq!((error.failure, error.diagnostic.code), (Failure::Pipeline, "LMB0708"));
+    assert_eq!(error.diagnostic.code, "LMB0708");
 }
 
 #[test]
@@ -90,12 +92,12 @@ fn changed_plugins_and_data_are_named_and_refused_unless_accepted() {
     let (plan, mut options) = (plan(dir.path(), 7), options(dir.path()));
     drop(opened(open(&plan, &inputs("aa"), &options)));
     let error = open(&plan, &inputs("bb"), &options).err().unwrap();
-    assert_eq!((error.failure, error.diagnostic.code), (Failure::Pipeline, "LMB0707"));
+    assert_eq!(error.diagnostic.code, "LMB0707");
     assert!(error.diagnostic.notes[0].contains("limbeck.kl"), "{:?}", error.diagnostic.notes);
     let mut other = inputs("aa");
     other.data.insert(PathBuf::from("d.csv"), "11".into());
     let error = open(&plan, &other, &options).err().unwrap();
-    assert_eq!(error.failure, Failure::Pipeline);
+    assert_eq!(error.diagnostic.code, "LMB0707");
     options.accept_changes = true;
     let run = opened(open(&plan, &other, &options));
     assert!(run.record.reason.as_deref().unwrap().contains("d.csv"));

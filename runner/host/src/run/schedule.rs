@@ -3,11 +3,11 @@
 //! Knows the contract, no method. Requests of a failed event are dropped; one that the event does not allow is
 //! answered with LMB_INVALID_STATE before anything happens.
 
+use super::RunError;
 use super::error::{RunResult, contract, plugin_error};
 use super::live::{Live, SCHEDULER, TeacherKind};
 use super::random::Purpose;
 use super::request::{Allowed, PendingPass};
-use super::{Failure, RunError};
 use crate::diagnostic::Diagnostic;
 use crate::load::instance::{Event, Knob, Request};
 use crate::tensor::Tensor;
@@ -75,7 +75,7 @@ impl Shown {
 /// Refuses a request that the stage cannot carry out.
 pub(crate) fn refuse(scheduler: &str, message: impl std::fmt::Display) -> RunError {
     let message = format!("scheduler `{scheduler}`: {message}");
-    RunError::new(Failure::PluginBroke, Diagnostic::error("LMB0402", message))
+    RunError::new(Diagnostic::error("LMB0402", message))
 }
 
 fn number(knob: &Knob) -> Option<f64> {

@@ -9,14 +9,18 @@ use super::event::{Event, EventSink};
 use super::gates::check_gates;
 use super::io::Io;
 use super::metrics::Metrics;
+use super::parameters;
 use super::rundir::{
-    Inputs, Opened, PluginRecord, RunDir, StageRecord, Status, open, read_stage, stage_dir,
-    write_stage,
+    Inputs, Opened, PluginRecord, RunDir, StageRecord, Status, drawn_before, open, read_stage,
+    stage_dir, write_stage,
 };
 use super::vfs::RealFs;
-use super::{Control, Outcome, RunOptions};
+use super::watch::{Patience, Watch};
+use super::{Control, Outcome, RunError, RunOptions};
 use crate::data::Datasets;
-use crate::load::{Catalogue, Loaded, services};
+use crate::diagnostic::Diagnostics;
+use crate::load::instance::show_calls;
+use crate::load::{self, Catalogue, Loaded, services};
 use crate::plan::{Plan, StagePlan, Work};
 use crate::report::tensorboard;
 use std::path::Path;
@@ -41,7 +45,7 @@ pub(crate) struct Session<'a, 's> {
 /// See [`super::run`].
 ///
 /// # Errors
-/// See [`Failure`].
+/// See [`RunError`].
 pub(crate) fn run(
     plan: &Plan,
     loaded: Loaded,
@@ -52,7 +56,9 @@ pub(crate) fn run(
     sink: &mut dyn EventSink,
 ) -> RunResult<Outcome> {
     let started = Instant::now();
-    let inputs = inputs_of(plan, &loaded, datasets, catalogue);
+    let drawn = drawn_before(plan, options).map(|seed| plan.with_seed(seed));
+    let plan = drawn.as_ref().unwrap_or(plan);
+    let inputs = inputs_of(plan, &loaded, datasets, catalogue)?;
     let mut run = match open(plan, &inputs, options)? {
         Opened::Done(dir) => return Ok(Outcome::AlreadyDone { dir }),
         Opened::Run(run) => run,
@@ -97,6 +103,11 @@ fn start(
         device: format!("cpu, {} threads", options.threads.max(1)),
         resumed: run.continued.then(|| resumed_at(plan, &dir, first)).flatten(),
     });
+    let mut loaded = loaded;
+    let unfit = parameters::check(plan, &mut loaded, first, &dir.join("work"))?;
+    if let Some(problem) = unfit.into_iter().next() {
+        return Err(RunError::new(problem));
+    }
     let metrics =
         Metrics::open_whole(&metrics_path).map_err(|e| io_error("open", &metrics_path, &e))?;
     let hash = run.record.resolved.clone();
@@ -115,6 +126,8 @@ fn start(
         started,
         time_limit: options.time_limit,
     };
+    let _shown = show_calls(control.calls());
+    let _watch = Watch::begin(control, options.notices.as_ref(), Patience::default());
     let asked = control.clone();
     services::set_cancelled(Some(Box::new(move || asked.stop_requested().is_some())));
     // Numbers that plugins reported before this run belong to nobody.
@@ -145,7 +158,19 @@ fn resumed_at(plan: &Plan, dir: &Path, first: usize) -> Option<(String, u64)> {
 }
 
 /// Plugins and data that the run rests on.
-fn inputs_of(plan: &Plan, loaded: &Loaded, datasets: &Datasets, catalogue: &Catalogue) -> Inputs {
+///
+/// # Errors
+/// An input file that cannot be read (66), or is not the one in the lock (77).
+fn inputs_of(
+    plan: &Plan,
+    loaded: &Loaded,
+    datasets: &Datasets,
+    catalogue: &Catalogue,
+) -> RunResult<Inputs> {
+    let first = |problems: Diagnostics| match problems.into_iter().next() {
+        Some(problem) => Err(RunError::new(problem)),
+        None => Ok(()),
+    };
     let mut inputs = Inputs::default();
     for stage in loaded.stages.iter().flatten() {
         let models = std::iter::once(&stage.student).chain(&stage.teacher);
@@ -157,6 +182,7 @@ fn inputs_of(plan: &Plan, loaded: &Loaded, datasets: &Datasets, catalogue: &Cata
                     version: info.version.clone(),
                     sha256: info.sha256.clone(),
                     library: info.library.clone(),
+                    unlocked: catalogue.unlocked().contains(&info.id),
                 };
                 inputs.plugins.insert(info.id.clone(), record);
             }
@@ -165,7 +191,21 @@ fn inputs_of(plan: &Plan, loaded: &Loaded, datasets: &Datasets, catalogue: &Cata
     for dataset in plan.datasets.keys().filter_map(|id| datasets.get(id)) {
         inputs.data.extend(dataset.hashes());
     }
-    inputs
+    let files = match load::inputs::read(plan, catalogue) {
+        Ok(files) => files,
+        Err(problems) => return first(problems).map(|()| inputs),
+    };
+    let lock = plan.base_dir.join(load::lock::FILE_NAME);
+    // One that does not read was refused when the plugins were found.
+    first(load::inputs::verify(&load::lock::Lock::load(&lock).unwrap_or_default(), &files))?;
+    for input in files {
+        let of = |(name, digest): (String, load::lock::Digest)| {
+            let path = if input.path.is_dir() { input.path.join(name) } else { input.path.clone() };
+            (path, digest.sha256)
+        };
+        inputs.data.extend(input.files.into_iter().map(of));
+    }
+    Ok(inputs)
 }
 
 impl Session<'_, '_> {

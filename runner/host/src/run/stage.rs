@@ -3,6 +3,7 @@
 //! Goes from place to place (see [`Cursor`](super::state::Cursor)); between two places everything that matters is in
 //! [`Live`] and [`Progress`], so a checkpoint can be written there and nowhere else.
 
+use super::RunError;
 use super::checkpoint::{Header, Keep, Store};
 use super::error::{RunResult, io_error};
 use super::io::Io;
@@ -14,6 +15,7 @@ use super::schedule::{Flags, Shown, refuse};
 use super::state::{BestStep, Phase, Progress};
 use super::vfs::{RealFs, Vfs, replace};
 use crate::data::{Dataset, Datasets};
+use crate::load::services;
 use crate::plan::{Every, Length, Metric, Plan, StagePlan, TaskPlan, TrainPlan};
 use crate::run::event::Event;
 use crate::tensor::Tensor;
@@ -53,7 +55,12 @@ pub(crate) struct Stage<'a, 's> {
     /// A new best: write a checkpoint at the next border.
     pub best_now: bool,
     pub written: Option<u64>,
+    /// A step has begun and nothing that a checkpoint holds has changed yet.
+    pub untouched: bool,
 }
+
+/// A plugin's call was cancelled.
+pub(crate) const CANCELLED: &str = "LMB0406";
 
 impl Stage<'_, '_> {
     /// Runs until the stage is done, a stop is asked for, or a step has to be taken back.
@@ -68,8 +75,10 @@ impl Stage<'_, '_> {
             }
             self.live.now.tick = self.progress.cursor.tick;
             self.live.now.calls = 0;
-            if let Some(step) = self.advance()? {
-                return Ok(Ended::RollBack(step));
+            match self.advance() {
+                Ok(None) => {}
+                Ok(Some(step)) => return Ok(Ended::RollBack(step)),
+                Err(error) => return self.cancelled(error),
             }
             self.progress.cursor.tick += 1;
             let flags = std::mem::take(&mut self.live.asked.flags);
@@ -87,6 +96,21 @@ impl Stage<'_, '_> {
                 return Ok(Ended::Stopped(reason));
             }
         }
+    }
+
+    /// A call that obeyed the request to stop, where nothing has changed since the last place: that place is kept, as
+    /// after any other request. Elsewhere (and for other errors) the last checkpoint stands.
+    fn cancelled(&mut self, error: RunError) -> RunResult<Ended> {
+        let stop = self.io.control.stop_requested();
+        let Some(reason) = stop.filter(|_| error.diagnostic.code == CANCELLED && self.untouched)
+        else {
+            return Err(error);
+        };
+        self.io.sink.event(&Event::Stopping { reason: reason.clone() });
+        // What plugins said in the step that is left is said again when it is repeated.
+        let _ = services::take_metrics();
+        self.checkpoint()?;
+        Ok(Ended::Stopped(reason))
     }
 
     /// One place further. Gives the step to be taken back, if there is one.
@@ -262,9 +286,10 @@ impl Stage<'_, '_> {
         let metrics = self.train.eval.metrics.clone();
         let values = self.live.evaluate(&dataset, &metrics)?;
         let step = self.progress.cursor.step;
+        let all = joined(&values, self.told());
         let of =
             LineOf { stage: &self.stage.name, task: &self.live.now.task, step, eval: Some(name) };
-        self.io.line(of, &values)?;
+        self.io.line(of, &all)?;
         self.io.flush()?;
         let told = Event::Evaluated { step, data: name.to_owned(), metrics: values.clone() };
         self.io.sink.event(&told);
@@ -420,7 +445,10 @@ impl Stage<'_, '_> {
     /// # Errors
     /// What a plugin says, I/O.
     pub fn checkpoint(&mut self) -> RunResult<()> {
+        self.progress.told = self.told().into_iter().map(|(n, v)| (n, v.to_bits())).collect();
         let files = self.live.save(&mut self.progress, &self.unions)?;
+        // Words about saving are no numbers of the training.
+        let _ = services::take_metrics();
         let metrics_offset = self.io.sync()?;
         let step = self.progress.cursor.step;
         let header = Header {
@@ -440,6 +468,27 @@ impl Stage<'_, '_> {
         self.io.sink.event(&Event::CheckpointWritten { step, path, bytes });
         Ok(())
     }
+}
+
+impl Stage<'_, '_> {
+    /// Numbers that plugins reported since the last line, in order.
+    pub fn told(&mut self) -> Vec<(String, f64)> {
+        let kept = std::mem::take(&mut self.progress.told);
+        let kept = kept.into_iter().map(|(name, bits)| (name, f64::from_bits(bits)));
+        kept.chain(services::take_metrics()).collect()
+    }
+}
+
+/// The host's numbers, then those of plugins; the last value of a name counts.
+pub(crate) fn joined(values: &[(String, f64)], told: Vec<(String, f64)>) -> Vec<(String, f64)> {
+    let mut all = values.to_vec();
+    for (name, value) in told {
+        match all.iter_mut().find(|(n, _)| *n == name) {
+            Some(known) => known.1 = value,
+            None => all.push((name, value)),
+        }
+    }
+    all
 }
 
 /// A dataset that the plan names.

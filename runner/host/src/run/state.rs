@@ -3,6 +3,7 @@
 //! No generator state: order of data and random keys follow from the place. Values are written as they are in
 //! memory; numbers in `state.json` survive exactly.
 
+use super::RunError;
 use super::checkpoint::Files;
 use super::error::{RunResult, bug, plugin_error};
 use super::live::{Live, SCHEDULER, STUDENT, TERM, TeacherKind};
@@ -11,7 +12,6 @@ use super::models::{named, overwrite};
 use super::random::Purpose;
 use super::request::PendingPass;
 use super::safetensors::{Named, from_bytes, to_bytes};
-use super::{Failure, RunError};
 use crate::diagnostic::Diagnostic;
 use crate::load::Instance;
 use crate::tensor::Tensor;
@@ -107,6 +107,8 @@ pub(crate) struct Progress {
     pub matrix: Option<TaskMatrix>,
     /// Final metrics so far.
     pub metrics: Vec<(String, Option<f64>)>,
+    /// Numbers of plugins that no line holds yet, as bits: they may be NaN.
+    pub told: Vec<(String, u64)>,
 }
 
 impl Progress {
@@ -128,6 +130,7 @@ impl Progress {
             unions: 0,
             matrix: None,
             metrics: Vec::new(),
+            told: Vec::new(),
         }
     }
 }
@@ -135,7 +138,7 @@ impl Progress {
 /// A checkpoint whose files do not fit the stage.
 pub(crate) fn misfit(file: &str, reason: impl std::fmt::Display) -> RunError {
     let message = format!("{file} of the checkpoint does not fit the stage: {reason}");
-    RunError::new(Failure::Malformed, Diagnostic::error("LMB0709", message))
+    RunError::new(Diagnostic::error("LMB0709", message))
 }
 
 /// Tensors of one file of a checkpoint; empty if there is no such file.

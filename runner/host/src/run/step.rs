@@ -3,6 +3,7 @@
 //! The objective is the weighted sum of the terms, each a sum over counted items divided by the step's whole count,
 //! so micro-batches add up exactly. Gradients of groups that keep theirs apart never mix with the step's own.
 
+use super::RunError;
 use super::bind::{Feed, Term};
 use super::error::{RunResult, contract, plugin_error};
 use super::forward::Mode;
@@ -11,7 +12,6 @@ use super::live::{Live, STUDENT, TERM};
 use super::pass::{Pass, PassOut, Sources, counted, sequence_weights};
 use super::random::Purpose;
 use super::schedule::Shown;
-use super::{Failure, RunError};
 use crate::diagnostic::Diagnostic;
 use crate::load::instance::{GradOut, LossCall, LossOut, Tape};
 use crate::plan::Reduction;
@@ -295,10 +295,7 @@ impl Live<'_> {
             let Some(place) = term.row_weights else {
                 let message =
                     format!("term `{}` takes no row weights, so no `seq_mean`", term.name);
-                return Err(RunError::new(
-                    Failure::Pipeline,
-                    Diagnostic::error("LMB0232", message),
-                ));
+                return Err(RunError::new(Diagnostic::error("LMB0232", message)));
             };
             if inputs[place].is_none() {
                 let items =

@@ -3,15 +3,15 @@
 //! Values that are not finite are always recorded; whether the step is left out, the run stops or goes back is the
 //! pipeline's choice.
 
+use super::RunError;
 use super::error::{RunResult, bug};
 use super::lr::factor;
 use super::metrics::LineOf;
 use super::rows::{RowSet, concat_batches, from_columns};
 use super::schedule::{Shown, refuse};
-use super::stage::Stage;
+use super::stage::{Stage, joined};
 use super::state::Phase;
 use super::step::StepValues;
-use super::{Failure, RunError};
 use crate::data::Batch;
 use crate::diagnostic::Diagnostic;
 use crate::plan::{Every, NonFiniteAction};
@@ -138,8 +138,12 @@ impl Stage<'_, '_> {
             self.progress.cursor.step = number;
             return self.record(number, &[("skipped".into(), 1.0)], place, fresh).map(|()| None);
         }
+        // Schedulers saw the step begin, and buffers follow what the student sees.
+        self.untouched =
+            self.live.loaded.schedulers.is_empty() && self.live.params.iter().all(|p| p.trainable);
         let passes = self.live.assemble(micro)?;
         let given = self.live.gradients(&passes).map_err(|e| self.located(e, number))?;
+        self.untouched = false;
         self.gradient_events()?;
         let norm = self.live.optimizer.grad_norm()?;
         let lr = self.train.optimizer.lr
@@ -251,7 +255,7 @@ impl Stage<'_, '_> {
                     policy.max_consecutive
                 ));
             }
-            return Err(RunError::new(Failure::Diverged, diagnostic));
+            return Err(RunError::new(diagnostic));
         }
         let done = match policy.action {
             NonFiniteAction::Rollback => "back to the last checkpoint",
@@ -273,21 +277,9 @@ impl Stage<'_, '_> {
         place: Place,
         rows: usize,
     ) -> RunResult<()> {
+        let all = joined(values, self.told());
         let of = LineOf { stage: &self.stage.name, task: &self.live.now.task, step, eval: None };
-        let told = crate::load::services::take_metrics();
-        if told.is_empty() {
-            self.io.line(of, values)?;
-        } else {
-            // What plugins reported on their own; the last value of a name counts.
-            let mut all = values.to_vec();
-            for (name, value) in told {
-                match all.iter_mut().find(|(n, _)| *n == name) {
-                    Some(known) => known.1 = value,
-                    None => all.push((name, value)),
-                }
-            }
-            self.io.line(of, &all)?;
-        }
+        self.io.line(of, &all)?;
         self.io.steps_done += 1;
         let total = step + place.total.saturating_sub(place.done + 1) + self.steps_after();
         self.io.sink.event(&Event::Step { step, total, values: values.to_vec(), rows });

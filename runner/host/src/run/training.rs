@@ -2,6 +2,7 @@
 //!
 //! An attempt goes on from the newest whole checkpoint; none of its state outlives it but what a checkpoint holds.
 
+use super::RunError;
 use super::checkpoint::{Files, Store};
 use super::error::{RunResult, bug, contract};
 use super::event::Event;
@@ -9,11 +10,11 @@ use super::live::{Keys, Live, TeacherKind};
 use super::models::{blend, overwrite};
 use super::rundir::{StageRecord, Status, read_stage, stage_dir, stage_hash, write_stage};
 use super::session::{Session, StageEnd, progress_of};
-use super::stage::{Ended, Stage};
+use super::stage::{CANCELLED, Ended, Stage, finite};
 use super::state::{Progress, misfit, tensors};
 use super::vfs::RealFs;
-use super::{Failure, RunError};
 use crate::diagnostic::Diagnostic;
+use crate::load::services;
 use crate::plan::{FromStage, Plan, StagePlan, TeacherPlan, TrainPlan, Which};
 use std::path::Path;
 use std::time::Instant;
@@ -22,7 +23,7 @@ impl Session<'_, '_> {
     /// From where the last process left it to its end or a stop.
     ///
     /// # Errors
-    /// See [`Failure`].
+    /// See [`RunError`].
     pub fn train(&mut self, stage: &StagePlan, train: &TrainPlan) -> RunResult<StageEnd> {
         let dir = stage_dir(self.dir, stage);
         let begin = progress_of(self.plan, self.dir).1;
@@ -42,15 +43,20 @@ impl Session<'_, '_> {
         loop {
             let attempt = match self.attempt(stage, train, &dir, begin, &left_out) {
                 // A plugin obeyed the request to stop inside a long call; the last checkpoint stands.
-                Err(error) if error.diagnostic.code == "LMB0406" => {
+                Err(error) if error.diagnostic.code == CANCELLED => {
                     let Some(reason) = self.io.control.stop_requested() else { return Err(error) };
-                    return Ok(StageEnd::Stopped { step: 0, reason });
+                    let steps = Store::new(&RealFs, dir.join("ckpt")).steps().unwrap_or_default();
+                    let step = steps.first().copied().unwrap_or(0);
+                    return Ok(StageEnd::Stopped { step, reason });
                 }
                 other => other?,
             };
             match attempt {
                 (Ended::Done, progress) => {
                     let mut metrics = progress.metrics;
+                    let told =
+                        progress.told.into_iter().map(|(n, v)| (n, finite(f64::from_bits(v))));
+                    metrics.extend(told);
                     metrics.extend(progress.matrix.map_or(Vec::new(), |m| m.summary()));
                     let record = StageRecord {
                         status: Status::Done,
@@ -117,9 +123,13 @@ impl Session<'_, '_> {
             last_checkpoint: Instant::now(),
             best_now: false,
             written: None,
+            untouched: false,
         };
         let files = checkpoint.as_ref().map(|c| &c.files);
-        let result = prepare(&mut at_work, &models, files).and_then(|()| at_work.run());
+        let prepared = prepare(&mut at_work, &models, files);
+        // An attempt that goes on prepares once more: what plugins say meanwhile belongs to no step.
+        let _ = services::take_metrics();
+        let result = prepared.and_then(|()| at_work.run());
         let Stage { live, progress, .. } = at_work;
         live.deactivate();
         let context = format!("stage `{}`, step {}", stage.name, progress.cursor.step);
@@ -243,10 +253,7 @@ pub(crate) fn student_of(plan: &Plan, run: &Path, from: &FromStage) -> RunResult
     let store = Store::new(&RealFs, stage_dir(run, stage).join("ckpt"));
     let newest = store.newest(&mut Vec::new())?.ok_or_else(|| {
         let message = format!("stage `{}` has no checkpoint yet", stage.name);
-        RunError::new(
-            Failure::MissingInput,
-            Diagnostic::error("LMB0710", message).at(from.span.clone()),
-        )
+        RunError::new(Diagnostic::error("LMB0710", message).at(from.span.clone()))
     })?;
     if from.which == Which::Last {
         return Ok(newest.files);
@@ -258,7 +265,7 @@ pub(crate) fn student_of(plan: &Plan, run: &Path, from: &FromStage) -> RunResult
         Some(step) => store.load(step).map(|c| c.files).map_err(|reason| {
             let message =
                 format!("the best checkpoint of stage `{}` is not whole: {reason}", stage.name);
-            RunError::new(Failure::Malformed, Diagnostic::error("LMB0705", message))
+            RunError::new(Diagnostic::error("LMB0705", message))
         }),
     }
 }

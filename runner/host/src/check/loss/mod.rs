@@ -6,6 +6,9 @@ mod outputs;
 mod rig;
 mod rows;
 
+pub(super) use outputs::start;
+pub(super) use rig::{Answer, Rig, Setup};
+
 use super::Check;
 use crate::load::catalogue::PluginKind;
 

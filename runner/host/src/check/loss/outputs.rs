@@ -10,7 +10,11 @@ use super::{ROUNDING, distance};
 use crate::run::random::Random;
 use crate::tensor::DType;
 
-fn start(subject: &mut Subject, stream: u64) -> Result<(Rig, Case), Miss> {
+/// An instance and an ordinary case for it.
+///
+/// # Errors
+/// It cannot be created here.
+pub fn start(subject: &mut Subject, stream: u64) -> Result<(Rig, Case), Miss> {
     let rig = Rig::new(subject)?;
     let mut draw = Random::new([subject.seed, stream]);
     let case = rig.case(ROWS, true, &mut draw)?;

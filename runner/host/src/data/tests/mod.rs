@@ -39,6 +39,7 @@ impl Folder {
             name: "p".into(),
             description: None,
             seed: 0,
+            seed_is_drawn: false,
             deterministic: false,
             device: DeviceChoice::Cpu,
             datasets: datasets.into_iter().map(|d| (d.id.clone(), d)).collect(),

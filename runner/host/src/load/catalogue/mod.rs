@@ -255,6 +255,15 @@ impl Catalogue {
         }
     }
 
+    /// Inputs that settings name: as written and as found.
+    pub fn input_paths(&self, id: &str, with: &Json, base: &Path) -> Vec<(String, PathBuf)> {
+        let Some(entry) = self.entries.get(id) else { return Vec::new() };
+        match entry.schema.get_or_init(|| Schema::new(entry.info.schema.clone())) {
+            Ok(schema) => schema.inputs(with, base),
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// Creates an instance; `with` has passed [`Catalogue::check_settings`].
     ///
     /// # Errors

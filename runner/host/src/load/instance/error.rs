@@ -92,10 +92,17 @@ impl PluginError {
                 codes::PLUGIN_BROKE_CONTRACT,
                 format!("plugin `{plugin}` broke its contract in {call}: {}", self.message),
             ),
-            _ => (
-                codes::PLUGIN_FAILED,
-                format!("plugin `{plugin}` failed in {call}: {}", self.message),
-            ),
+            status => {
+                let code = match status {
+                    abi::STATUS_BAD_DATA => codes::PLUGIN_BAD_DATA,
+                    abi::STATUS_NOT_FOUND => codes::PLUGIN_NOT_FOUND,
+                    abi::STATUS_DEVICE => codes::PLUGIN_DEVICE,
+                    abi::STATUS_IO => codes::PLUGIN_IO,
+                    abi::STATUS_NON_FINITE => codes::PLUGIN_NOT_FINITE,
+                    _ => codes::PLUGIN_FAILED,
+                };
+                (code, format!("plugin `{plugin}` failed in {call}: {}", self.message))
+            }
         };
         let mut diagnostic = Diagnostic::error(code, text).note(format!(
             "version {version}, status {} ({})",

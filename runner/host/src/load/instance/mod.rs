@@ -21,7 +21,9 @@ pub use self::core::Tape;
 pub(crate) use self::core::{check_table, live_instances};
 pub use error::{PluginError, meaning};
 pub use marker::current_call;
-pub(crate) use marker::{adopt as adopt_call, enter as mark_call};
+pub(crate) use marker::{
+    Running, Shown, adopt as adopt_call, enter as mark_call, show as show_calls,
+};
 pub use types::*;
 
 use self::core::{Core, context};

@@ -10,6 +10,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 static LIVE: AtomicU64 = AtomicU64::new(0);
+static FAILED: AtomicU64 = AtomicU64::new(0);
 /// Allocations until one fails; negative = never.
 static FAIL_AFTER: AtomicI64 = AtomicI64::new(-1);
 
@@ -23,11 +24,17 @@ pub fn fail_allocations_after(n: Option<u64>) {
     FAIL_AFTER.store(n.map_or(-1, |n| n.min(i64::MAX as u64) as i64), Ordering::Relaxed);
 }
 
+/// Allocations that failed because the checker asked for it.
+pub fn failed_allocations() -> u64 {
+    FAILED.load(Ordering::Relaxed)
+}
+
 fn must_fail() -> bool {
     let left = FAIL_AFTER.load(Ordering::Relaxed);
     if left > 0 {
         FAIL_AFTER.store(left - 1, Ordering::Relaxed);
     }
+    FAILED.fetch_add(u64::from(left == 0), Ordering::Relaxed);
     left == 0
 }
 

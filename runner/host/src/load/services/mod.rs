@@ -9,7 +9,7 @@ mod pool;
 mod slot;
 pub mod vector;
 
-pub use memory::{copy_strided, fail_allocations_after, live_bytes};
+pub use memory::{copy_strided, fail_allocations_after, failed_allocations, live_bytes};
 pub use pool::{init, num_threads, parallel_ranges};
 pub(crate) use slot::{ErrorSlot, report};
 

@@ -16,7 +16,18 @@ pub(super) fn complete(
     base: Option<&Path>,
     problems: &mut Vec<SettingError>,
 ) {
-    let mut walk = Walk { root, base, problems };
+    let mut walk = Walk { root, base, problems, inputs: &mut Vec::new() };
+    walk.value(root, settings, String::new(), 0);
+}
+
+/// Completes `settings` and gathers the inputs that exist: as written and as found.
+pub(super) fn inputs(
+    root: &Json,
+    settings: &mut Json,
+    base: &Path,
+    inputs: &mut Vec<(String, PathBuf)>,
+) {
+    let mut walk = Walk { root, base: Some(base), problems: &mut Vec::new(), inputs };
     walk.value(root, settings, String::new(), 0);
 }
 
@@ -24,6 +35,7 @@ struct Walk<'a> {
     root: &'a Json,
     base: Option<&'a Path>,
     problems: &'a mut Vec<SettingError>,
+    inputs: &'a mut Vec<(String, PathBuf)>,
 }
 
 impl<'a> Walk<'a> {
@@ -58,7 +70,10 @@ impl<'a> Walk<'a> {
                     && let Some(base) = self.base
                 {
                     match input_path(base, text) {
-                        Ok(path) => *text = path,
+                        Ok(path) => {
+                            self.inputs.push((text.clone(), PathBuf::from(&path)));
+                            *text = path;
+                        }
                         Err(diagnostic) => {
                             self.problems.push(SettingError {
                                 pointer,

@@ -11,7 +11,7 @@ mod tests;
 use super::catalogue::SettingError;
 use jsonschema::Validator;
 use serde_json::Value as Json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A compiled schema.
 pub(crate) struct Schema {
@@ -48,6 +48,16 @@ impl Schema {
         let mut settings = with.clone();
         complete::complete(&self.root, &mut settings, base, &mut problems);
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    }
+}
+
+impl Schema {
+    /// Inputs that complete settings name: as written and as found. What is not there is left out.
+    pub fn inputs(&self, with: &Json, base: &Path) -> Vec<(String, PathBuf)> {
+        let mut settings = with.clone();
+        let mut found = Vec::new();
+        complete::inputs(&self.root, &mut settings, base, &mut found);
+        found
     }
 }
 

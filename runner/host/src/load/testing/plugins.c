@@ -207,6 +207,9 @@ static const lmb_scheduler SCHEDULER = {sizeof(lmb_scheduler), sched_plan, on_ev
 #ifndef LOSS_READS
 #define LOSS_READS "logits"
 #endif
+#ifndef LOSS_TEACHER_FLAGS
+#define LOSS_TEACHER_FLAGS 0
+#endif
 #ifndef IN_SHAPE
 #define IN_SHAPE "B,3"
 #endif
@@ -218,7 +221,7 @@ static const lmb_scheduler SCHEDULER = {sizeof(lmb_scheduler), sched_plan, on_ev
 #endif
 static const lmb_port LOSS_PORTS[3] = {
     {LMB_STR_INIT("student." LOSS_READS), LMB_STR_INIT("N,V"), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_DIFFERENTIABLE, 0},
-    {LMB_STR_INIT("teacher." LOSS_READS), LMB_STR_INIT("N,V"), {0, 0}, {0, 0}, &F32, 1, 0, 0},
+    {LMB_STR_INIT("teacher." LOSS_READS), LMB_STR_INIT("N,V"), {0, 0}, {0, 0}, &F32, 1, LOSS_TEACHER_FLAGS, 0},
     {LMB_STR_INIT("seen"), LMB_STR_INIT(""), {0, 0}, {0, 0}, &F32, 1, LMB_PORT_OUTPUT, 0}};
 #define MODEL(name, shape)                                                                                  \
   static const lmb_port name[4] = {                                                                         \

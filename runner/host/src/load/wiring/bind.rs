@@ -12,6 +12,9 @@ use crate::plan::Bound;
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
+/// Written as a source: the port stays without one.
+const NONE: &str = "none";
+
 /// Who wants inputs.
 pub(super) struct Consumer<'a> {
     /// `` stage `distill`, term `kl` ``.
@@ -73,7 +76,11 @@ impl Binder<'_> {
 
     fn report(&mut self, consumer: &Consumer<'_>, span: Option<Span>, diagnostic: Diagnostic) {
         let span = span.or_else(|| consumer.span.clone());
-        self.problems.push(diagnostic.at(span).within(consumer.context.clone()));
+        let diagnostic = diagnostic.at(span).within(consumer.context.clone());
+        // A term over several layers has the same ports for each.
+        if !self.problems.contains(&diagnostic) {
+            self.problems.push(diagnostic);
+        }
     }
 
     fn refuse_unknown_ports(&mut self, consumer: &Consumer<'_>) {
@@ -97,6 +104,7 @@ impl Binder<'_> {
 
     fn port(&mut self, consumer: &Consumer<'_>, port: &Port) -> Option<Wire> {
         let (source, origin) = match consumer.rebound.get(&port.name) {
+            Some(bound) if bound.source == NONE && port.is_optional() => return None,
             Some(bound) => {
                 (self.written(consumer, port, bound)?, Origin::Written(bound.span.clone()))
             }
@@ -112,8 +120,9 @@ impl Binder<'_> {
         };
         *self.shapes = before;
         match origin {
-            // An optional port whose name happens to fit a source of another shape is left unbound.
-            Origin::Default if port.is_optional() => {}
+            Origin::Default if port.is_optional() => {
+                self.report(consumer, None, left_unbound(port, problem));
+            }
             Origin::Default => self.report(consumer, None, problem),
             Origin::Written(span) => self.report(consumer, span, problem),
         }
@@ -293,6 +302,15 @@ impl Binder<'_> {
             None => problem,
         }
     }
+}
+
+/// An optional port whose name happens to fit a source of another shape or type.
+fn left_unbound(port: &Port, problem: Diagnostic) -> Diagnostic {
+    let message = format!("optional port `{}` is left unbound: {}", port.name, problem.message);
+    let mut warning = Diagnostic::warning(codes::LEFT_UNBOUND, message)
+        .help(format!("`inputs: {{{}: {NONE}}}` says that it is meant", port.name));
+    warning.notes = problem.notes;
+    warning
 }
 
 fn no_teacher(name: &str) -> Diagnostic {

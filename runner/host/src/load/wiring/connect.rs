@@ -240,7 +240,7 @@ impl<'a> Builder<'a> {
             );
             refuse(Diagnostic::error(codes::NO_SUCH_PORT, text));
         }
-        let is_wired = self.problems.len() == before;
+        let is_wired = !self.problems[before..].iter().any(Diagnostic::is_error);
         if is_wired && !wires.iter().flatten().any(|w| w.trains) {
             let text = format!("no gradient of term `{}` reaches the student", planned.name);
             let problem = Diagnostic::error(codes::NOT_DIFFERENTIABLE, text).help(

@@ -19,7 +19,7 @@ use crate::data::Datasets;
 use crate::diagnostic::Diagnostics;
 use crate::plan::{Plan, StagePlan, TrainPlan};
 
-/// Creates and wires a training stage.
+/// Creates and wires a training stage; gives its warnings too.
 ///
 /// # Errors
 /// All problems of its plugins, settings and connections.
@@ -29,7 +29,7 @@ pub(crate) fn stage(
     data: &Datasets,
     stage: &StagePlan,
     train: &TrainPlan,
-) -> Result<LoadedStage, Diagnostics> {
+) -> Result<(LoadedStage, Diagnostics), Diagnostics> {
     stage::Builder { plan, catalogue, data, stage, train, problems: Vec::new() }.build()
 }
 

@@ -37,7 +37,11 @@ struct Parts {
 }
 
 impl<'a> Builder<'a> {
-    pub fn build(mut self) -> Result<LoadedStage, Diagnostics> {
+    /// The stage and its warnings.
+    ///
+    /// # Errors
+    /// Every problem, warnings among them.
+    pub fn build(mut self) -> Result<(LoadedStage, Diagnostics), Diagnostics> {
         let parts = self.create_parts();
         if self.problems.iter().any(Diagnostic::is_error) {
             return Err(self.problems);
@@ -48,7 +52,8 @@ impl<'a> Builder<'a> {
             return Err(self.problems);
         };
         let loaded = self.wire(student, teacher, terms, schedulers, own_terms, snapshots);
-        if self.problems.iter().any(Diagnostic::is_error) { Err(self.problems) } else { Ok(loaded) }
+        let broken = self.problems.iter().any(Diagnostic::is_error);
+        if broken { Err(self.problems) } else { Ok((loaded, self.problems)) }
     }
 
     pub fn within(&self, part: &str) -> String {

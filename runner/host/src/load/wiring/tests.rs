@@ -154,6 +154,25 @@ fn vocabularies_that_differ_are_named_with_both_ends() {
 }
 
 #[test]
+fn an_optional_port_that_fits_by_name_alone_stays_empty_and_is_told() {
+    let defines = ["TEACHER_SHAPE=\"B,5\"", "LOSS_TEACHER_FLAGS=LMB_PORT_OPTIONAL"];
+    let loaded = wired(&defines, &format!("{STAGE}}}\n")).unwrap_or_else(|e| panic!("{e:#?}"));
+    let inputs = |loaded: &Loaded| loaded.stages[0].as_ref().unwrap().terms[0].inputs.clone();
+    assert_eq!(inputs(&loaded), [Some(Source::Student("logits".into())), None]);
+    let message =
+        "optional port `teacher.logits` is left unbound: vocabularies differ: teacher 5, student 2";
+    assert_eq!(only(&loaded.warnings), ("LMB0242", 1, message));
+    assert!(!loaded.warnings[0].is_error());
+    // Meant, and said so.
+    let meant = STAGE.replace("test.mse", "test.mse, inputs: {teacher.logits: none}");
+    let loaded = wired(&defines, &format!("{meant}}}\n")).unwrap_or_else(|e| panic!("{e:#?}"));
+    assert_eq!((inputs(&loaded)[1].clone(), loaded.warnings.len()), (None, 0));
+    // Meant otherwise: an error, as for any port.
+    let asked = STAGE.replace("test.mse", "test.mse, inputs: {teacher.logits: teacher.logits}");
+    assert_eq!(only(&refused(&defines, &format!("{asked}}}\n"))).0, "LMB0211");
+}
+
+#[test]
 fn a_model_of_another_input_width_is_refused_with_the_dataset() {
     let problems = refused(&["IN_SHAPE=\"B,4\""], &format!("{STAGE}}}\n"));
     assert_eq!(problems.len(), 2, "student and teacher: {problems:#?}");

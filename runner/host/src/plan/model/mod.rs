@@ -37,6 +37,8 @@ pub struct Plan {
     pub description: Option<String>,
     /// `seed`; `random` has been drawn.
     pub seed: u64,
+    /// `seed: random` was written: an unfinished run of the pipeline goes on with the seed that it drew.
+    pub seed_is_drawn: bool,
     /// Refuse plugins and kernels that are not bit-reproducible.
     pub deterministic: bool,
     /// `device`.
@@ -64,6 +66,16 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The same plan with another seed.
+    #[must_use]
+    pub fn with_seed(&self, seed: u64) -> Self {
+        let mut plan = Self { seed, ..self.clone() };
+        if let Some(written) = plan.resolved.get_mut("seed") {
+            *written = seed.into();
+        }
+        plan
+    }
+
     /// `scenario.kind`, read from the resolved pipeline.
     pub fn scenario(&self) -> Scenario {
         match self.resolved.pointer("/scenario/kind").and_then(Json::as_str) {

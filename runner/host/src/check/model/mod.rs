@@ -2,11 +2,14 @@
 //!
 //! Works through [`Instance`], which already refuses what a host would.
 
+mod input;
+
 use super::subject::{ensure, fine};
 use super::{Check, Miss, Outcome, Subject, fail};
 use crate::load::Instance;
 use crate::load::catalogue::PluginKind;
-use crate::load::instance::{CallCtx, ForwardFlags, ForwardOut, GradOut, Param, PluginError, Port};
+pub(super) use crate::load::instance::ForwardFlags;
+use crate::load::instance::{CallCtx, ForwardOut, GradOut, Param, PluginError, Port};
 use crate::run::random::Random;
 use crate::tensor::{DType, Tensor};
 
@@ -40,6 +43,12 @@ pub(super) const CHECKS: &[Check] = &[
         run: gradient,
     },
     Check {
+        id: "model.input-gradient",
+        clause: "backward: cotangents to gradients of DIFFERENTIABLE inputs",
+        kinds: STUDENT,
+        run: input::gradient,
+    },
+    Check {
         id: "model.accumulate",
         clause: "LMB_TENSOR_ACCUMULATE",
         kinds: STUDENT,
@@ -62,8 +71,23 @@ const STEP: f64 = 1e-2;
 /// Allowed relative error of f32 models against differences.
 const LIMIT: f64 = 2e-2;
 
-struct Rig {
+/// An active model.
+pub(super) struct Rig {
     instance: Instance,
+}
+
+/// An active model and an ordinary batch for it.
+///
+/// # Errors
+/// It cannot be created here.
+pub(super) fn start(
+    subject: &mut Subject,
+    stream: u64,
+) -> Result<(Rig, Vec<Option<Tensor>>), Miss> {
+    let rig = Rig::new(subject)?;
+    let mut draw = Random::new([subject.seed, stream]);
+    let batch = inputs(rig.instance.ports(), &mut draw);
+    Ok((rig, batch))
 }
 
 fn broke(expected: &str) -> impl Fn(PluginError) -> Miss + '_ {
@@ -103,11 +127,27 @@ impl Rig {
     }
 
     /// Outputs that a cotangent can be given for; all outputs of a teacher.
-    fn outputs(&self) -> Vec<String> {
+    pub fn outputs(&self) -> Vec<String> {
         self.instance.ports().iter().filter(|p| p.is_output()).map(|p| p.name.clone()).collect()
     }
 
-    fn forward(
+    /// A forward pass that may fail.
+    ///
+    /// # Errors
+    /// What the plugin says.
+    pub fn attempt(
+        &mut self,
+        inputs: &[Option<Tensor>],
+        wanted: &[String],
+    ) -> Result<ForwardOut, PluginError> {
+        self.instance.forward(CTX, ForwardFlags::default(), inputs, wanted)
+    }
+
+    /// A forward pass that must succeed.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn forward(
         &mut self,
         inputs: &[Option<Tensor>],
         wanted: &[String],
@@ -161,7 +201,8 @@ fn floats(tensor: &Tensor) -> Result<Vec<f64>, Miss> {
     Ok(data.iter().map(|x| f64::from(*x)).collect())
 }
 
-fn same(a: &Tensor, b: &Tensor) -> bool {
+/// Bitwise equality.
+pub(super) fn same(a: &Tensor, b: &Tensor) -> bool {
     a.shape() == b.shape() && a.dtype() == b.dtype() && a.raw().is_some() && a.raw() == b.raw()
 }
 

@@ -1,0 +1,95 @@
+// Arguments of the kernels, as src/cuda/args.rs writes them. Strides in elements. All pointers are device memory.
+#pragma once
+#include <stdint.h>
+
+namespace lmb {
+
+// Element types.
+constexpr int32_t kF32 = 0, kF16 = 1, kBf16 = 2, kF64 = 3, kI64 = 4, kI32 = 5, kU8 = 6;
+
+struct Matrix {
+  unsigned char *data;
+  int64_t row, column;
+  int32_t type, reserved;
+};
+
+// A vector, or NULL: not bound.
+struct Column {
+  const unsigned char *data;
+  int64_t stride;
+  int32_t type, reserved;
+};
+
+// A row's share of the sums; the CPU path has the same.
+struct Slot {
+  double value;
+  uint32_t dead, infinite;
+};
+
+// Which rows count: label −100 and mask 0 do not.
+struct Rows {
+  int64_t count;
+  Column labels, mask, weights;
+};
+
+constexpr uint32_t kAccumulate = 1, kZeroAndCount = 2, kNarrowU = 4, kVectorStore = 8;
+
+// Rows of student against rows of teacher. `width` columns enter; the teacher is −inf from `teacher_width` on, the
+// gradient 0 from `width` to `columns`. Without `grad.data` only the loss is computed.
+struct RowArgs {
+  Matrix student, teacher, grad;
+  Column class_mask, targets;
+  Rows rows;
+  double grad_factor, loss_factor;
+  float student_scale, teacher_scale, first, second;
+  int32_t width, teacher_width, columns, slice;
+  uint32_t flags;
+  int32_t reserved;
+  Slot *slots;
+};
+
+constexpr int32_t kTail = 0, kTeacherRenorm = 1, kBothRenorm = 2;
+
+// Rows of student against a teacher's top-k.
+struct SparseArgs {
+  RowArgs row;
+  Matrix indices, values;
+  Column tail;
+  int32_t kept, mode, raw, reserved;
+};
+
+struct FinishArgs {
+  const Slot *slots;
+  int64_t count;
+  float *value, *dead, *infinite;
+  double normalizer;
+};
+
+constexpr int kTensors = 256;
+
+struct VectorTensor {
+  unsigned char *x, *y, *z;
+  float *m, *v;
+  int64_t length;
+  int32_t x_type, y_type, z_type, first_chunk;
+  float lr, decay;
+};
+
+// A list of tensors in chunks; a block takes one chunk.
+struct VectorArgs {
+  VectorTensor tensors[kTensors];
+  double *partial;
+  int32_t count, op;
+  float a, b, beta1, beta2, eps, grad_scale, correction1, correction2;
+};
+
+struct TotalArgs {
+  const double *partial;
+  int64_t count;
+  double *total;
+};
+
+static_assert(sizeof(RowArgs) == 288 && sizeof(SparseArgs) == 392 && sizeof(FinishArgs) == 48, "args.rs");
+static_assert(sizeof(VectorTensor) == 72 && sizeof(VectorArgs) == 72 * kTensors + 48, "args.rs");
+
+}  // namespace lmb
