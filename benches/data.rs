@@ -6,7 +6,7 @@
 
 mod support;
 
-use limbeck_host::data::Datasets;
+use limbeck_host::data::{Datasets, Tokenize};
 use limbeck_host::run::random::Random;
 use limbeck_host::{document, plan};
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ fn read(folder: &Path, dataset: &str) -> (f64, usize) {
     let document = document::load(&file, &[]).expect("a sound pipeline");
     let plan = plan::plan(&document).expect("a sound pipeline");
     let begin = Instant::now();
-    let (datasets, problems) = Datasets::open(&plan);
+    let (datasets, problems) = Datasets::open(&plan, Tokenize::Always);
     let seconds = begin.elapsed().as_secs_f64();
     assert!(problems.is_empty(), "{problems:?}");
     (seconds, datasets.get("d").expect("it was read").rows())

@@ -26,7 +26,7 @@ fn expect_clean(finished: &Finished) -> (u64, usize) {
 
 #[test]
 fn built_in_plugins_pass_every_check() {
-    for (library, plugins) in [("losses", 30), ("students", 2), ("teachers", 1), ("schedulers", 6)]
+    for (library, plugins) in [("losses", 30), ("students", 2), ("teachers", 1), ("schedulers", 11)]
     {
         let (passed, seen) = expect_clean(&support::check(&support::plugin_path(library), &[]));
         assert!(seen >= plugins, "{library}: checked {seen} plugins");
@@ -112,6 +112,54 @@ fn the_c_plugin_and_the_built_in_one_agree_on_a_training_run() {
     let (c, built_in) = (accuracy("org.example.fkl"), accuracy("limbeck.kl"));
     assert!((c - built_in).abs() < 0.02, "C {c}, built in {built_in}");
     assert!(c > 0.7, "learned nothing: {c}");
+}
+
+#[test]
+fn a_scheduler_from_outside_passes_every_check_and_replays_like_the_built_in_one() {
+    let folder = temp_dir();
+    let library = cc::plugin(&cc::fixture("window.c"), folder.path(), &["-Werror"]);
+    expect_clean(&support::check(&library, &[]));
+    expect_clean(&support::check(&library, &["--with", "{\"rows\": 5}"]));
+    let data = support::root().join("pipelines/data/digits.csv.gz");
+    let first_task = |uses: &str| {
+        let text = include_str!("fixtures/stream.yaml")
+            .replace("@DATA@", &data.display().to_string())
+            .replace("@LIBRARY@", &library.display().to_string())
+            .replace("@SCHEDULER@", uses);
+        let pipeline = folder.path().join("p.yaml");
+        std::fs::write(&pipeline, text).expect("write");
+        let runs = tempfile::tempdir_in(folder.path()).expect("a folder");
+        let finished = support::finish(
+            support::limbeck()
+                .args(["--json", "--allow-unlocked", "run"])
+                .arg(&pipeline)
+                .arg("--runs")
+                .arg(runs.path()),
+        );
+        assert_eq!(finished.code, Some(0), "{}", finished.err);
+        let lines = finished.json();
+        let last = lines.iter().rfind(|l| field(l, "type") == "task_matrix").expect("a matrix");
+        last["rows"][2][0].as_f64().expect("an accuracy")
+    };
+    let none = first_task("{uses: limbeck.none}");
+    let window = first_task("{uses: org.example.window, with: {rows: 2000}}");
+    assert!(none < 0.1, "nothing was forgotten without replay: {none}");
+    assert!(window > 0.5, "the window replays the oldest rows: {window}");
+}
+
+#[test]
+fn a_new_c_scheduler_builds_and_passes() {
+    let folder = temp_dir();
+    let target = folder.path().join("my-window");
+    let made = support::finish(
+        support::limbeck()
+            .args(["plugin", "new", "my-window", "--kind", "scheduler", "--lang", "c", "--to"])
+            .arg(&target),
+    );
+    assert_eq!(made.code, Some(0), "{}", made.err);
+    let include = format!("-I{}", target.join("include").display());
+    let library = cc::plugin(&target.join("plugin.c"), folder.path(), &["-Werror", &include]);
+    expect_clean(&support::check(&library, &["--plugin", "org.example.my-window"]));
 }
 
 #[test]

@@ -21,7 +21,16 @@ const EDGES: &[(&str, &[&str])] = &[
 const RESERVED: &[(&str, &[&str])] = &[
     // The losses open the CUDA driver, where there is one.
     ("libloading", &["limbeck-host", "limbeck-losses"]),
-    ("candle-core", &["limbeck-models", "limbeck-sdk", "limbeck-students", "limbeck-teachers"]),
+    (
+        "candle-core",
+        &[
+            "limbeck-losses",
+            "limbeck-models",
+            "limbeck-sdk",
+            "limbeck-students",
+            "limbeck-teachers",
+        ],
+    ),
     ("candle-nn", &["limbeck-models", "limbeck-students", "limbeck-teachers"]),
     ("clap", &["limbeck"]),
     ("clap_complete", &["limbeck"]),

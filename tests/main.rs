@@ -13,6 +13,7 @@ mod pipelines;
 mod plugin_eval;
 mod resume;
 mod support;
+mod text;
 
 /// `mod` lines of this file, found in its own text.
 fn declared() -> Vec<String> {

@@ -67,6 +67,11 @@ fn compile(nvcc: &Path, name: &str, flags: &str, out: &Path) {
     }
 }
 
+#[expect(
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "cargo shows the stderr of a build script that fails"
+)]
 fn fail(why: &str) -> ! {
     eprintln!("error: {why}");
     std::process::exit(1)

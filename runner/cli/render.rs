@@ -5,6 +5,7 @@
 pub mod calls;
 pub mod diagnostic;
 pub mod events;
+pub mod matrix;
 pub mod table;
 
 use crate::args::{Color, Global, Progress};

@@ -61,6 +61,7 @@ fn rust_layouts() -> Vec<Layout> {
             struct_size, ctx, tape, cotangents, num_cotangents, param_grads, num_params, input_grads, num_inputs,
         }
         "lmb_student" = Student { struct_size, params, params_changed, backward, tape_release }
+        "lmb_folder" = Folder { struct_size, config }
         "lmb_loss_call" = LossCall {
             struct_size, ctx, inputs, num_inputs, grads, params, param_grads, num_params, value, metrics,
             num_metrics, normalizer, grad_scale, workspace, workspace_bytes,
@@ -70,6 +71,7 @@ fn rust_layouts() -> Vec<Layout> {
         "lmb_term" = Term { name, loss, config_json, rows, inputs, num_inputs, weight, reserved }
         "lmb_schedule" = Schedule {
             struct_size, events, claims, groups, num_groups, terms, num_terms, snapshots, num_snapshots,
+            definition,
         }
         "lmb_grads" = Grads { group, grads }
         "lmb_event" = Event {

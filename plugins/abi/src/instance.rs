@@ -9,6 +9,8 @@ use core::ffi::c_void;
 pub const TEACHER_ID: &str = "lmb.teacher/1";
 /// Id of [`Student`].
 pub const STUDENT_ID: &str = "lmb.student/1";
+/// Id of [`Folder`].
+pub const FOLDER_ID: &str = "lmb.folder/1";
 /// Id of [`Loss`].
 pub const LOSS_ID: &str = "lmb.loss/1";
 
@@ -153,6 +155,15 @@ pub struct Student {
     pub tape_release: unsafe extern "C" fn(*const Plugin, *mut Tape),
 }
 
+/// `lmb_folder`.
+#[repr(C)]
+pub struct Folder {
+    /// R3.
+    pub struct_size: u64,
+    /// \[main\] Writes the `config.json` of a Hugging Face folder of the model.
+    pub config: unsafe extern "C" fn(*const Plugin, *const Writer, *mut Error) -> Status,
+}
+
 /// `lmb_loss_call`.
 #[repr(C)]
 pub struct LossCall {
@@ -224,7 +235,7 @@ macro_rules! tables {
         unsafe impl Sync for $name {}
     )*};
 }
-tables! { Teacher Student Loss }
+tables! { Teacher Student Folder Loss }
 
 const _: () = {
     assert!(size_of::<Activate>() == 40);
@@ -233,6 +244,7 @@ const _: () = {
     assert!(size_of::<Teacher>() == 24);
     assert!(size_of::<Backward>() == 72);
     assert!(size_of::<Student>() == 40);
+    assert!(size_of::<Folder>() == 16);
     assert!(size_of::<LossCall>() == 120);
     assert!(size_of::<Loss>() == 32);
 };

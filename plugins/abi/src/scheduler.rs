@@ -75,6 +75,8 @@ pub struct Schedule {
     pub snapshots: *const Str,
     /// Entries of `snapshots`.
     pub num_snapshots: u64,
+    /// A JSON object for the run's record, or empty.
+    pub definition: Str,
 }
 
 /// `LMB_EVENT_TASK_BEGIN`.
@@ -239,7 +241,7 @@ unsafe impl Sync for Scheduler {}
 const _: () = {
     assert!(size_of::<Group>() == 40);
     assert!(size_of::<Term>() == 96);
-    assert!(size_of::<Schedule>() == 72);
+    assert!(size_of::<Schedule>() == 88);
     assert!(size_of::<Grads>() == 24);
     assert!(size_of::<Event>() == 160);
     assert!(size_of::<Rows>() == 48);

@@ -5,10 +5,13 @@
 //!
 //! Stored logits are never refreshed. `beta: 0` is DER. Source: Buzzega et al. 2020 [2004.07211].
 
-use crate::replay::{Insert, Replay, check_batch, row_ids, row_ids_port, settings_text};
+use crate::replay::{
+    Insert, Replay, buffer, check_batch, check_strength, row_ids, row_ids_port, settings_text,
+};
 use limbeck_sdk::abi;
 use limbeck_sdk::buffers::Policy;
 use limbeck_sdk::prelude::*;
+use limbeck_sdk::serde_json::{Value, json};
 use limbeck_sdk::state::{StateReader, StateWriter};
 use limbeck_sdk::{DType, Port, schemars, serde};
 use std::io::{Read, Write};
@@ -22,7 +25,12 @@ fn half() -> f64 {
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Rows kept; 0 keeps none and changes nothing.
+    #[schemars(extend("format" = "at-least-classes"))]
     capacity: u32,
+    /// Memory of the buffer in bytes; the first row decides how many rows fit.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    max_bytes: Option<u64>,
     /// Rows of each of the two draws; absent: as many as fresh ones.
     #[serde(default)]
     #[schemars(range(min = 1))]
@@ -90,13 +98,10 @@ impl Scheduler for Derpp {
 
     fn new(config: Config, _: &Host) -> Result<Self> {
         check_batch(config.batch)?;
-        for (pointer, value) in [("/alpha", config.alpha), ("/beta", config.beta)] {
-            if !(value >= 0.0 && value.is_finite()) {
-                let message = format!("`{}` must be at least 0, found {value}", &pointer[1..]);
-                return Err(Error::config(pointer, message));
-            }
-        }
-        let replay = Replay::new(Policy::Reservoir, config.capacity, config.insert, config.batch);
+        check_strength("alpha", config.alpha)?;
+        check_strength("beta", config.beta)?;
+        let buffer = buffer(Policy::Reservoir, config.capacity, config.max_bytes);
+        let replay = Replay::new(buffer, config.insert, config.batch);
         Ok(Self { config, replay })
     }
 
@@ -128,6 +133,14 @@ impl Scheduler for Derpp {
         Ok(schedule)
     }
 
+    fn definition(&self) -> Value {
+        json!({
+            "objective": "L(fresh) + alpha * logit_mse + beta * CE, the two on independent draws",
+            "logit_mse": "mean over rows and columns, all columns whatever the task; logits never refreshed",
+            "buffer": self.replay.definition(&["row id", "logits"], "none"),
+        })
+    }
+
     fn on_event(&mut self, event: &Event<'_>, requests: &Requests<'_>) -> Result<()> {
         if self.is_off() {
             return Ok(());
@@ -150,13 +163,13 @@ impl Scheduler for Derpp {
     }
 
     fn save(&mut self, _: &Context<'_>, to: &mut dyn Write) -> Result<()> {
-        let mut state = StateWriter::begin(to, Self::ID, 1, &settings_text(&self.config))?;
+        let mut state = StateWriter::begin(to, Self::ID, 2, &settings_text(&self.config))?;
         self.replay.save(&mut state)?;
         state.finish()
     }
 
     fn load(&mut self, _: &Context<'_>, from: &mut dyn Read) -> Result<()> {
-        let mut state = StateReader::begin(from, Self::ID, 1, &settings_text(&self.config))?;
+        let mut state = StateReader::begin(from, Self::ID, 2, &settings_text(&self.config))?;
         self.replay.load(&mut state)?;
         state.finish()
     }

@@ -5,14 +5,17 @@
 //!   c ← (A∘c + F∘θ*)/(A + F), 0 where A + F = 0; added gradient `λ A∘(θ − c)`.
 //! * online: `F̃ ← γ F̃ + F`; added gradient `λ γ F̃∘(θ − θ*)`.
 //!
+//! In streams whose tasks have their own classes, p is over the classes of the row (`row_classes`).
+//!
 //! λ means nothing without `fisher` and `rows`. Source: Kirkpatrick et al. 2017 [1612.00796]; online: Schwarz et al.
 //! 2018 [1805.06370].
 
 use crate::importance::{Vectors, add_pull, with_grads};
-use crate::replay::{row_ids_port, settings_text};
+use crate::replay::{check_strength, row_ids_port, settings_text};
 use limbeck_sdk::abi;
 use limbeck_sdk::numeric::softmax;
 use limbeck_sdk::prelude::*;
+use limbeck_sdk::serde_json::{Value, json};
 use limbeck_sdk::state::{StateReader, StateWriter};
 use limbeck_sdk::vector::{Vector, VectorSet, combine, owned_trainable};
 use limbeck_sdk::{DType, Port, Probe, Random, schemars, serde};
@@ -99,6 +102,7 @@ const LOOK: &str = "look";
 const CLASS: &str = "class.";
 const LABELS: &str = "fisher_labels";
 const TERM: &str = "fisher";
+const OWN: &str = "row_classes";
 
 impl Ewc {
     fn is_off(&self) -> bool {
@@ -139,29 +143,43 @@ impl Ewc {
             );
             return Err(Error::unsupported(message).tensor("student.logits"));
         }
+        let own = event.tensor(OWN)?.map(|mask| mask.rows()).transpose()?;
         for (i, id) in ids.into_iter().enumerate() {
+            let live = |v: usize, z: f64| match own {
+                Some(own) if own.row(i).get(v) == 0.0 => f64::NEG_INFINITY,
+                _ => z,
+            };
+            let row: Vec<f64> =
+                logits.row(i).into_iter().enumerate().map(|(v, z)| live(v, z)).collect();
             self.estimate.places.insert(id, self.estimate.rows.len());
-            self.estimate.rows.push((id, softmax(logits.row(i), 1.0)));
+            self.estimate.rows.push((id, softmax(row, 1.0)));
         }
         Ok(())
     }
 
     /// After the forward look: one probe per class, or one with drawn labels.
     fn ask_gradients(&mut self, event: &Event<'_>, requests: &Requests<'_>) -> Result<()> {
-        let ids: Vec<i64> = self.estimate.rows.iter().map(|(id, _)| *id).collect();
         let Some((_, first)) = self.estimate.rows.first() else { return Ok(()) };
-        let sets: Vec<Vec<i64>> = match self.config.fisher {
+        let rows = self.estimate.rows.iter();
+        let sets: Vec<Vec<(i64, i64)>> = match self.config.fisher {
             Fisher::Sampled => {
                 let mut rng = event.rng("labels");
-                vec![self.estimate.rows.iter().map(|(_, p)| draw(p, &mut rng)).collect()]
+                vec![rows.map(|(id, p)| (*id, draw(p, &mut rng))).collect()]
             }
-            _ => (0..first.len() as i64).map(|class| vec![class; ids.len()]).collect(),
+            // A class without probability adds nothing; it may not even be one of the row's.
+            _ => (0..first.len())
+                .map(|class| {
+                    let possible = rows.clone().filter(|(_, p)| p.get(class) > Some(&0.0));
+                    possible.map(|(id, _)| (*id, class as i64)).collect()
+                })
+                .collect(),
         };
-        self.estimate.left = sets.len();
-        let shape = [ids.len() as i64];
-        for (class, labels) in sets.iter().enumerate() {
+        self.estimate.left = sets.iter().filter(|set| !set.is_empty()).count();
+        for (class, set) in sets.iter().enumerate().filter(|(_, set)| !set.is_empty()) {
+            let (ids, labels): (Vec<i64>, Vec<i64>) = set.iter().copied().unzip();
+            let shape = [ids.len() as i64];
             let columns =
-                [Column::new("row_ids", &shape, &ids)?, Column::new(LABELS, &shape, labels)?];
+                [Column::new("row_ids", &shape, &ids)?, Column::new(LABELS, &shape, &labels)?];
             requests.probe(&Probe {
                 name: &format!("{CLASS}{class}"),
                 model: "student",
@@ -266,10 +284,7 @@ impl Scheduler for Ewc {
 
     fn new(config: Config, _: &Host) -> Result<Self> {
         let Config { lambda, gamma, .. } = config;
-        if !(lambda >= 0.0 && lambda.is_finite()) {
-            let message = format!("`lambda` must be at least 0, found {lambda}");
-            return Err(Error::config("/lambda", message));
-        }
+        check_strength("lambda", lambda)?;
         if !(0.0..=1.0).contains(&gamma) {
             return Err(Error::config(
                 "/gamma",
@@ -289,6 +304,12 @@ impl Scheduler for Ewc {
             .with(row_ids_port())
             .with(Port::input("student.logits", "N,V").doc("for the probabilities of the classes"))
             .with(labels.doc("classes that the information is taken over"))
+            .with(
+                Port::input(OWN, "N,V")
+                    .dtypes(&[DType::U8])
+                    .optional()
+                    .doc("0: no class of the row's task"),
+            )
     }
 
     fn plan(&self) -> Result<Schedule> {
@@ -303,6 +324,22 @@ impl Scheduler for Ewc {
                 let term = Term::new(TERM, "limbeck.ce").input("labels", format!("self.{LABELS}"));
                 schedule.term(term.weight(0.0))
             }
+        })
+    }
+
+    fn definition(&self) -> Value {
+        let Config { mode, gamma, fisher, rows, .. } = &self.config;
+        let (penalty, across) = match mode {
+            Mode::Offline => ("lambda*A*(theta-c), A = sum F_k, c = weighted centre", "sum"),
+            Mode::Online => ("lambda*gamma*F*(theta-theta*)", "decayed"),
+        };
+        json!({
+            "importance": {
+                "kind": "diagonal Fisher", "fisher": fisher, "rows": rows, "batch_rows": 1,
+                "normalised_by": "rows", "mode": "evaluation", "gamma": gamma,
+            },
+            "penalty_gradient": penalty,
+            "across_tasks": across,
         })
     }
 

@@ -2,11 +2,18 @@
 //!
 //! None of them runs a model or keeps a generator: they file requests, and every draw comes from the event's key.
 
+mod agem;
 mod derpp;
 mod er;
 mod ewc;
+mod gdumb;
+mod icarl;
 mod importance;
+mod joint;
 mod lwf;
+mod mas;
+#[cfg(test)]
+mod method_tests;
 mod none;
 #[cfg(test)]
 mod penalty_tests;
@@ -17,9 +24,14 @@ mod tests;
 
 limbeck_sdk::export! {
     scheduler none::None,
+    scheduler joint::Joint,
     scheduler er::Er,
     scheduler lwf::Lwf,
     scheduler derpp::Derpp,
     scheduler ewc::Ewc,
     scheduler si::Si,
+    scheduler mas::Mas,
+    scheduler agem::Agem,
+    scheduler icarl::Icarl,
+    scheduler gdumb::Gdumb,
 }

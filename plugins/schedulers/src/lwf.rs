@@ -5,9 +5,10 @@
 //! Nothing in the first task. Which classes are distilled decides the result in class-incremental streams: with `old`
 //! nothing stops the new logits from growing. Source: Li and Hoiem 2016 [1606.09282]; `count`: 1809.10635.
 
-use crate::replay::settings_text;
+use crate::replay::{check_strength, settings_text};
 use limbeck_sdk::abi;
 use limbeck_sdk::prelude::*;
+use limbeck_sdk::serde_json::Value;
 use limbeck_sdk::state::{StateReader, StateWriter};
 use limbeck_sdk::vector::{from_bytes, to_bytes};
 use limbeck_sdk::{DType, Port, schemars, serde, serde_json};
@@ -138,10 +139,7 @@ impl Scheduler for Lwf {
                 format!("`temperature` must be above 0 and at most 1000, found {temperature}");
             return Err(Error::config("/temperature", message));
         }
-        if !(weight >= 0.0 && weight.is_finite()) {
-            let message = format!("`weight` must be at least 0, found {weight}");
-            return Err(Error::config("/weight", message));
-        }
+        check_strength("weight", weight)?;
         Ok(Self { config, tasks: 0, seen: BTreeSet::new(), width: 0 })
     }
 
@@ -169,6 +167,16 @@ impl Scheduler for Lwf {
             ),
         };
         Ok(Schedule::new().events(events).snapshot(SNAPSHOT).term(term.weight(0.0)))
+    }
+
+    fn definition(&self) -> Value {
+        let Config { temperature, t2, weighting, weight, classes } = &self.config;
+        let factor = if *t2 { temperature * temperature } else { 1.0 };
+        serde_json::json!({"kd": {
+            "divergence": "kl", "direction": "KL(previous, student)", "T": temperature, "F": factor,
+            "classes": classes, "weight": weight, "weighting": weighting,
+            "reduction": "sum over classes, mean over the step's fresh rows",
+        }})
     }
 
     fn on_event(&mut self, event: &Event<'_>, requests: &Requests<'_>) -> Result<()> {

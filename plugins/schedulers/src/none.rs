@@ -1,6 +1,7 @@
 //! `limbeck.none`: does nothing, for comparison and as the smallest example.
 
 use limbeck_sdk::prelude::*;
+use limbeck_sdk::serde_json::{Value, json};
 
 /// Watches nothing and asks for nothing.
 pub struct None;
@@ -20,6 +21,9 @@ impl Scheduler for None {
     }
     fn plan(&self) -> Result<Schedule> {
         Ok(Schedule::new())
+    }
+    fn definition(&self) -> Value {
+        json!({"objective": "L on the task's rows"})
     }
     fn on_event(&mut self, _: &Event<'_>, _: &Requests<'_>) -> Result<()> {
         Ok(())

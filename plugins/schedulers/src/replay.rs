@@ -1,11 +1,12 @@
-//! What `er` and `derpp` share: when rows enter the buffer, and how many are drawn.
+//! What replay methods share: when rows enter the buffer, what is kept of them, and how they are drawn.
 //!
 //! Invariant: draw at STEP_BEGIN, insert at FORWARD, so no row is replayed in the step that inserted it. Only fresh rows
 //! of ordinary training are offered; joined, mixed-in and extra-pass rows never are.
 
 use limbeck_sdk::abi;
-use limbeck_sdk::buffers::{Buffer, Policy, Slot};
+use limbeck_sdk::buffers::{Buffer, Layout, Policy, Slot};
 use limbeck_sdk::prelude::*;
+use limbeck_sdk::serde_json::{Value, json};
 use limbeck_sdk::state::{StateReader, StateWriter};
 use limbeck_sdk::{schemars, serde};
 
@@ -22,6 +23,17 @@ pub enum Insert {
     TaskEnd,
 }
 
+/// What is kept of a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Store {
+    /// Its id, 8 bytes: the host reads the row again.
+    #[default]
+    RowIds,
+    /// Its columns, used as they were seen: for data that may not be read again.
+    Inputs,
+}
+
 /// Phase of the probe that collects rows at the end of a task.
 const COLLECT: &str = "collect";
 
@@ -29,14 +41,21 @@ const COLLECT: &str = "collect";
 pub struct Replay {
     buffer: Buffer,
     insert: Insert,
+    store: Store,
     batch: Option<u32>,
-    /// Tasks begun: the key of a ring.
+    /// Tasks begun.
     tasks: u64,
 }
 
 impl Replay {
-    pub fn new(policy: Policy, capacity: u32, insert: Insert, batch: Option<u32>) -> Self {
-        Self { buffer: Buffer::new(policy, capacity as usize), insert, batch, tasks: 0 }
+    pub fn new(buffer: Buffer, insert: Insert, batch: Option<u32>) -> Self {
+        Self { buffer, insert, store: Store::RowIds, batch, tasks: 0 }
+    }
+
+    /// Keeps more than row ids.
+    pub fn storing(mut self, store: Store) -> Self {
+        self.store = store;
+        self
     }
 
     /// Events that the insertion needs.
@@ -62,7 +81,7 @@ impl Replay {
                 Ok(())
             }
             abi::EVENT_FORWARD if self.takes(event) => self.offer(event, key, values),
-            abi::EVENT_TASK_END if self.insert == Insert::TaskEnd && self.capacity() > 0 => {
+            abi::EVENT_TASK_END if self.insert == Insert::TaskEnd && self.buffer.capacity() > 0 => {
                 let name = COLLECT;
                 requests.probe(&limbeck_sdk::Probe { name, model: "student", ..Default::default() })
             }
@@ -87,16 +106,52 @@ impl Replay {
         values: impl Fn(usize) -> Vec<f32>,
     ) -> Result<()> {
         let rows = event.required("row_ids")?.to_vec::<i64>()?;
+        let mut stored = match self.store {
+            Store::RowIds => Vec::new(),
+            Store::Inputs => {
+                let views = inputs(event)?;
+                self.buffer.store(|| Layout::of(&views));
+                self.buffer.layout().rows(&views)?
+            }
+        };
         let mut rng = event.rng("insert");
+        let task = self.tasks;
         for (i, row) in rows.iter().enumerate() {
             let key = key(self, i);
-            self.buffer.offer(key, &mut rng, || (*row, values(i)));
+            self.buffer.offer(key, &mut rng, || Slot {
+                row: *row,
+                key,
+                task,
+                values: values(i),
+                stored: stored.get_mut(i).map(std::mem::take).unwrap_or_default(),
+            });
         }
         Ok(())
     }
 
     /// Rows to replay in this step, drawn for one use (`"ce"`); empty outside ordinary training.
     pub fn draw(&self, event: &Event<'_>, name: &str) -> Result<Vec<&Slot>> {
+        self.draw_by(event, name, |n, rng| self.buffer.draw(n, rng))
+    }
+
+    /// As [`Replay::draw`], the classes (keys) in turn.
+    pub fn draw_balanced(&self, event: &Event<'_>, name: &str) -> Result<Vec<&Slot>> {
+        self.draw_by(event, name, |n, rng| self.buffer.draw_balanced(n, rng))
+    }
+
+    /// As [`Replay::draw`], rows of earlier tasks alone.
+    pub fn draw_past(&self, event: &Event<'_>, name: &str) -> Result<Vec<&Slot>> {
+        self.draw_by(event, name, |n, rng| {
+            self.buffer.draw_among(n, rng, |slot| slot.task < self.tasks)
+        })
+    }
+
+    fn draw_by<'b>(
+        &'b self,
+        event: &Event<'_>,
+        name: &str,
+        draw: impl Fn(usize, &mut Random) -> Vec<&'b Slot>,
+    ) -> Result<Vec<&'b Slot>> {
         if !event.phase().is_empty() || self.buffer.is_empty() {
             return Ok(Vec::new());
         }
@@ -104,12 +159,22 @@ impl Replay {
             Some(batch) => batch as usize,
             None => event.required("row_ids")?.elements(),
         };
-        Ok(self.buffer.draw(rows, &mut event.rng(name)))
+        Ok(draw(rows, &mut event.rng(name)))
+    }
+
+    /// What brings drawn rows back: their ids, or their columns.
+    pub fn columns(&self, drawn: &[&Slot]) -> Result<Vec<Column>> {
+        match self.store {
+            Store::RowIds => Ok(vec![row_ids(drawn)?]),
+            Store::Inputs => {
+                self.buffer.layout().columns(drawn.iter().map(|slot| slot.stored.as_slice()))
+            }
+        }
     }
 
     /// Bound of one step's rows.
     pub fn max_rows(&self) -> u64 {
-        let capacity = self.capacity() as u64;
+        let capacity = self.buffer.capacity() as u64;
         self.batch.map_or(capacity, |b| u64::from(b).min(capacity))
     }
 
@@ -117,8 +182,19 @@ impl Replay {
         self.tasks
     }
 
-    fn capacity(&self) -> usize {
-        self.buffer.capacity()
+    /// The buffer's part of the definition that a run logs.
+    pub fn definition(&self, fields: &[&str], balance: &str) -> Value {
+        json!({
+            "capacity": self.buffer.capacity(),
+            "policy": format!("{:?}", self.buffer.policy()).to_lowercase(),
+            "insert": self.insert,
+            "rows_offered": "fresh rows of ordinary training",
+            "order": "drawn before the step's forward pass, inserted after it",
+            "draw": "uniform without replacement",
+            "balance": balance,
+            "store": self.store,
+            "fields": fields,
+        })
     }
 
     pub fn save(&self, state: &mut StateWriter<'_>) -> Result<()> {
@@ -130,6 +206,17 @@ impl Replay {
         self.tasks = state.u64()?;
         self.buffer.load(state)
     }
+}
+
+/// Every batch column of the event but the row ids, by name.
+fn inputs<'a>(event: &Event<'a>) -> Result<Vec<View<'a>>> {
+    let views = event.tensors();
+    let mut all = Vec::new();
+    for i in 0..views.len() {
+        all.extend(views.get(i)?.filter(|v| v.name() != "row_ids"));
+    }
+    all.sort_by(|a, b| a.name().cmp(b.name()));
+    Ok(all)
 }
 
 /// The ids of drawn rows as the column that makes the host read them again.
@@ -145,6 +232,11 @@ pub fn row_ids_port() -> limbeck_sdk::Port {
         .doc("which rows these are, unique in the run")
 }
 
+/// Classes of the rows.
+pub fn labels_port(doc: &str) -> limbeck_sdk::Port {
+    limbeck_sdk::Port::input("labels", "B").dtypes(&[limbeck_sdk::DType::I64]).doc(doc)
+}
+
 /// Text that a saved state must agree with.
 pub fn settings_text<T: serde::Serialize>(config: &T) -> String {
     limbeck_sdk::serde_json::to_string(config).unwrap_or_default()
@@ -158,4 +250,17 @@ pub fn check_batch(batch: Option<u32>) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses a strength below 0.
+pub fn check_strength(name: &str, value: f64) -> Result<()> {
+    if value >= 0.0 && value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::config(format!("/{name}"), format!("`{name}` must be at least 0, found {value}")))
+}
+
+/// A buffer of `capacity` rows and at most `max_bytes`.
+pub fn buffer(policy: Policy, capacity: u32, max_bytes: Option<u64>) -> Buffer {
+    Buffer::new(policy, capacity as usize).within(max_bytes)
 }

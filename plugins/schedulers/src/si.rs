@@ -7,9 +7,10 @@
 //! Source: Zenke et al. 2017 [1703.04200].
 
 use crate::importance::{Vectors, add_pull, with_grads};
-use crate::replay::settings_text;
+use crate::replay::{check_strength, settings_text};
 use limbeck_sdk::abi;
 use limbeck_sdk::prelude::*;
+use limbeck_sdk::serde_json::{Value, json};
 use limbeck_sdk::state::{StateReader, StateWriter};
 use limbeck_sdk::vector::{Vector, VectorSet, combine, owned_trainable};
 use limbeck_sdk::{schemars, serde};
@@ -114,9 +115,7 @@ impl Scheduler for Si {
 
     fn new(config: Config, _: &Host) -> Result<Self> {
         let Config { c, xi } = config;
-        if !(c >= 0.0 && c.is_finite()) {
-            return Err(Error::config("/c", format!("`c` must be at least 0, found {c}")));
-        }
+        check_strength("c", c)?;
         if !(xi > 0.0 && xi.is_finite()) {
             return Err(Error::config("/xi", format!("`xi` must be above 0, found {xi}")));
         }
@@ -135,6 +134,17 @@ impl Scheduler for Si {
         let borders = abi::EVENT_TASK_BEGIN | abi::EVENT_TASK_END;
         let steps = abi::EVENT_BACKWARD | abi::EVENT_STEP_END | abi::EVENT_PENALTY;
         Ok(Schedule::new().events(borders | steps))
+    }
+
+    fn definition(&self) -> Value {
+        json!({
+            "importance": {
+                "kind": "path integral of g * d theta / (way^2 + xi)", "rows": "all training steps",
+                "gradient": "of the loss terms alone, mean over the step's rows", "xi": self.config.xi,
+            },
+            "penalty_gradient": "2*c*Omega*(theta-theta*)",
+            "across_tasks": "sum",
+        })
     }
 
     fn deactivate(&mut self) {

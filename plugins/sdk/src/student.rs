@@ -22,6 +22,8 @@ pub trait Student: Send + Sized + 'static {
     const DEVICES: &'static [i32] = &[abi::DL_CPU];
     /// Offers `save` and `load`.
     const STATE: bool = false;
+    /// Offers `folder_config`.
+    const FOLDER: bool = false;
     /// Settings: what stands under `with`.
     type Config: Settings;
     /// What one forward pass keeps for one backward pass.
@@ -43,6 +45,14 @@ pub trait Student: Send + Sized + 'static {
     /// Shapes that do not agree.
     fn estimate(&self, _inputs: &Views<'_>) -> Result<Option<(u64, u64)>> {
         Ok(None)
+    }
+    /// \[main\] The `config.json` of a Hugging Face folder of this model, if [`Self::FOLDER`]; parameters have the names
+    /// of that form then.
+    ///
+    /// # Errors
+    /// A file that is missing or malformed.
+    fn folder_config(&self) -> Result<serde_json::Value> {
+        Err(Error::unsupported("no Hugging Face form"))
     }
     /// \[step\] Makes parameters; initial weights come from [`Context::rng`].
     ///

@@ -247,7 +247,12 @@ macro_rules! student {
         impl CandleStudent for $name {
             const ID: &'static str = $id;
             const SUMMARY: &'static str = $summary;
+            const FOLDER: bool = true;
             type Config = Settings;
+
+            fn folder_config(settings: &Settings) -> Result<limbeck_sdk::serde_json::Value> {
+                Ok(settings.encoder($family)?.0.hf_config().into())
+            }
 
             fn check(settings: &Settings) -> Result<()> {
                 match settings.init {

@@ -73,7 +73,12 @@ fn open(settings: &Settings) -> Result<(Folder, Box<dyn Architecture>)> {
 impl CandleStudent for Hf {
     const ID: &'static str = "limbeck.hf";
     const SUMMARY: &'static str = "model from a folder with config.json and model.safetensors";
+    const FOLDER: bool = true;
     type Config = Settings;
+
+    fn folder_config(settings: &Settings) -> Result<limbeck_sdk::serde_json::Value> {
+        Ok(open(settings)?.0.config().clone().into())
+    }
 
     fn ports(settings: &Settings) -> Result<Ports> {
         let (_, architecture) = open(settings)?;

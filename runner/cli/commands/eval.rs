@@ -6,14 +6,14 @@ use crate::exit;
 use crate::render::events::number;
 use serde_json::json;
 
-/// Prints the metrics of a stage's student, a line per dataset.
+/// Prints the metrics of a stage's student, a line per dataset, and the task matrix of a stream.
 ///
 /// # Errors
 /// No such run, stage, dataset or checkpoint.
 pub fn eval(args: &EvalArgs, shell: &Shell) -> Answer {
     let (run, plan) = inputs::of_run(&args.stage.run, shell)?;
     let stage = inputs::stage(&plan, &args.stage)?;
-    let inputs = inputs::open(plan, shell)?;
+    let inputs = inputs::open(plan, shell, inputs::Texts::Read)?;
     let which = args.stage.which.into();
     let results = limbeck_host::run::evaluate(
         &inputs.plan,
@@ -31,6 +31,13 @@ pub fn eval(args: &EvalArgs, shell: &Shell) -> Answer {
             metrics.iter().map(|(m, v)| (m.clone(), json!(v))).collect();
         let value = json!({"type": "evaluated", "stage": name, "data": data, "metrics": object});
         shell.renderer.answer(&format!("{name} on {data}{text}"), &value);
+    }
+    if args.data.is_none()
+        && let Some(matrix) = limbeck_host::run::task_matrix(&inputs.plan, &run.dir, stage)
+    {
+        let mut value = matrix.to_json();
+        value["type"] = "task_matrix".into();
+        shell.renderer.answer(&crate::render::matrix::text(&matrix), &value);
     }
     Ok(exit::DONE)
 }

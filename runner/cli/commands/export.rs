@@ -13,7 +13,7 @@ pub fn export(args: &ExportArgs, shell: &Shell) -> Answer {
     let ExportFormat::Hf = args.format;
     let (run, plan) = inputs::of_run(&args.stage.run, shell)?;
     let stage = inputs::stage(&plan, &args.stage)?;
-    let inputs = inputs::open(plan, shell)?;
+    let inputs = inputs::open(plan, shell, inputs::Texts::LeftAlone)?;
     let which = args.stage.which.into();
     limbeck_host::run::export(&inputs.plan, inputs.loaded, &run.dir, stage, which, &args.to)?;
     let value = json!({"type": "exported", "to": args.to});

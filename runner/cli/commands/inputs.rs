@@ -4,13 +4,23 @@
 
 use super::{Shell, Stop};
 use crate::args::StageArgs;
-use limbeck_host::data::Datasets;
+use limbeck_host::data::{Datasets, Tokenize};
 use limbeck_host::diagnostic::{Diagnostic, Diagnostics, did_you_mean};
 use limbeck_host::document;
+use limbeck_host::load::staging::cache_root;
 use limbeck_host::load::{Catalogue, Loaded, SearchPath, load};
 use limbeck_host::plan::{Plan, plan};
 use limbeck_host::run::rundir::{self, Described};
 use std::path::Path;
+
+/// Whether rows of text are going to be used.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Texts {
+    /// Tokens are needed.
+    Read,
+    /// Columns are enough.
+    LeftAlone,
+}
 
 /// A plan with everything it names opened.
 pub struct Inputs {
@@ -46,9 +56,14 @@ pub fn search_path(plan: Option<&Plan>, shell: &Shell) -> SearchPath {
 ///
 /// # Errors
 /// Problems of data, plugins and wiring, all of them.
-pub fn open(plan: Plan, shell: &Shell) -> Result<Inputs, Stop> {
+pub fn open(plan: Plan, shell: &Shell, texts: Texts) -> Result<Inputs, Stop> {
     shell.renderer.problems(&plan.warnings);
-    let (datasets, mut problems) = Datasets::open(&plan);
+    let kept = cache_root().join("tokens");
+    let tokenize = match texts {
+        Texts::Read => Tokenize::Cached(&kept),
+        Texts::LeftAlone => Tokenize::Never,
+    };
+    let (datasets, mut problems) = Datasets::open(&plan, tokenize);
     let found = Catalogue::discover(&search_path(Some(&plan), shell));
     let catalogue = match found {
         Ok((catalogue, warnings)) => {

@@ -18,7 +18,7 @@ pub fn plan(args: &PlanArgs, shell: &Shell) -> Answer {
     if args.show == Some(Show::Config) {
         return show_config(&plan, shell);
     }
-    let inputs = inputs::open(plan, shell)?;
+    let inputs = inputs::open(plan, shell, inputs::Texts::LeftAlone)?;
     let header = ["stage", "tasks", "student", "params", "steps", "peak", "disk"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for stage in &inputs.plan.stages {
@@ -56,6 +56,7 @@ fn describe(plan: &Plan, stage: &StagePlan) -> (String, String) {
         Work::Train(train) => {
             (tasks(train), train.student_from.as_ref().map_or("new".into(), |f| name(f.stage)))
         }
+        Work::Capture(capture) => (capture.data.join(" "), "-".into()),
         Work::Eval(eval) => (eval.data.join(" "), name(eval.model.stage)),
         Work::Export(export) => ("-".into(), name(export.model.stage)),
     }

@@ -10,6 +10,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 
 const C_LOSS: &str = include_str!("../../../tests/fixtures/fkl.c");
+const C_SCHEDULER: &str = include_str!("../../../tests/fixtures/window.c");
 const C_MAKEFILE: &str = include_str!("../templates/Makefile");
 const HEADER: &str = include_str!("../../../plugins/abi/include/limbeck.h");
 const DLPACK: &str = include_str!("../../../plugins/abi/include/dlpack/dlpack.h");
@@ -33,13 +34,13 @@ pub fn new(args: &PluginNewArgs, shell: &Shell) -> Answer {
         let message = format!("`{}` is no plugin name", args.name);
         return Err(usage(message, "use lower-case letters, digits and dashes, a letter first"));
     }
-    if args.lang == LangArg::C && args.kind != KindArg::Loss {
-        let message = "only losses have a C template".to_owned();
+    if args.lang == LangArg::C && !matches!(args.kind, KindArg::Loss | KindArg::Scheduler) {
+        let message = "only losses and schedulers have a C template".to_owned();
         return Err(usage(message, "use `--lang rust`; limbeck.h describes every kind for C"));
     }
     let to = args.to.clone().unwrap_or_else(|| PathBuf::from(&args.name));
     let files = match args.lang {
-        LangArg::C => c_files(&args.name),
+        LangArg::C => c_files(args),
         LangArg::Rust => rust_files(args, shell)?,
     };
     if to.exists() {
@@ -92,10 +93,14 @@ fn fill(template: &str, name: &str) -> String {
         .replace("@SNAKE@", &name.replace('-', "_"))
 }
 
-fn c_files(name: &str) -> Vec<(&'static str, String)> {
+fn c_files(args: &PluginNewArgs) -> Vec<(&'static str, String)> {
+    let (source, id) = match args.kind {
+        KindArg::Scheduler => (C_SCHEDULER, "org.example.window"),
+        _ => (C_LOSS, "org.example.fkl"),
+    };
     vec![
-        ("plugin.c", C_LOSS.replace("org.example.fkl", &format!("org.example.{name}"))),
-        ("Makefile", fill(C_MAKEFILE, name)),
+        ("plugin.c", source.replace(id, &format!("org.example.{}", args.name))),
+        ("Makefile", fill(C_MAKEFILE, &args.name)),
         ("include/limbeck.h", HEADER.to_owned()),
         ("include/dlpack/dlpack.h", DLPACK.to_owned()),
     ]

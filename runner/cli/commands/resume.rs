@@ -16,5 +16,5 @@ pub fn resume(args: &ResumeArgs, shell: &Shell) -> Answer {
         sets: described.record.sets,
         ..run::options(shell, &args.limits)
     };
-    run::start(inputs::open(plan, shell)?, &options, shell)
+    run::start(inputs::open(plan, shell, inputs::Texts::Read)?, &options, shell)
 }

@@ -24,7 +24,7 @@ pub fn run(args: &RunArgs, shell: &Shell) -> Answer {
         sets: args.pipeline.set.clone(),
         ..options(shell, &args.limits)
     };
-    start(inputs::open(plan, shell)?, &options, shell)
+    start(inputs::open(plan, shell, inputs::Texts::Read)?, &options, shell)
 }
 
 /// What `run` and `resume` have in common.

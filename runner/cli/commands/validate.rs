@@ -5,7 +5,7 @@ use super::{Answer, Shell, size};
 use crate::args::ValidateArgs;
 use crate::exit;
 use crate::render::table;
-use limbeck_host::data::Datasets;
+use limbeck_host::data::{Datasets, Tokenize};
 use limbeck_host::diagnostic::{Diagnostic, Diagnostics, sort};
 use limbeck_host::load::lock::{FILE_NAME, Lock};
 use limbeck_host::load::{self, Catalogue, Loaded};
@@ -96,7 +96,7 @@ fn check(args: &ValidateArgs, shell: &Shell) -> Vec<Line> {
     let fact =
         format!("{stages} stage{}, {}", plural(stages), table::bytes(plan.text.len() as u64));
     let mut lines = vec![Line::new("document", plan.warnings.clone(), fact)];
-    let (datasets, data_problems) = Datasets::open(&plan);
+    let (datasets, data_problems) = Datasets::open(&plan, Tokenize::Never);
     let found = Catalogue::discover(&search_path(Some(&plan), shell));
     let (catalogue, mut plugin_problems) = match found {
         Ok((catalogue, warnings)) => (Some(catalogue), warnings),

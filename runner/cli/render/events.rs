@@ -6,6 +6,7 @@ use super::{Renderer, bars, stderr, stdout, table};
 use crate::args::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 use limbeck_host::run::event::{Event, EventSink};
+use limbeck_host::run::matrix::TaskMatrix;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub struct RunView {
     stage: StageView,
     bar: Option<ProgressBar>,
     checkpoint: Option<(u64, Instant)>,
+    /// Of the running stage, so far.
+    matrix: Option<Box<TaskMatrix>>,
     on_started: Box<dyn FnMut(&std::path::Path)>,
 }
 
@@ -51,7 +54,7 @@ impl RunView {
             rows_per_second: 0.0,
             seconds_per_step: 0.0,
         };
-        Self { renderer, name_width, stage, bar: None, checkpoint: None, on_started }
+        Self { renderer, name_width, stage, bar: None, checkpoint: None, matrix: None, on_started }
     }
 
     /// Removes the bar.
@@ -164,10 +167,12 @@ impl RunView {
                     }
                 };
                 stdout(&format!("{}{what}", self.stage.label));
+                if let Some(matrix) = self.matrix.take() {
+                    stdout(&super::matrix::text(&matrix));
+                }
             }
-            Event::TaskMatrix { tasks, rows, metric, summary } => {
-                stdout(&task_matrix(tasks, rows, metric, summary));
-            }
+            // Told after each task; shown once, at the end of the stage.
+            Event::TaskMatrix(matrix) => self.matrix = Some(matrix.clone()),
             Event::Warning(problem) => self.renderer.problem(problem),
             Event::Stopping { reason } => {
                 self.finish();
@@ -225,26 +230,6 @@ pub fn number(value: f64) -> String {
     }
 }
 
-fn task_matrix(
-    tasks: &[String],
-    rows: &[Vec<Option<f64>>],
-    metric: &str,
-    summary: &[(String, Option<f64>)],
-) -> String {
-    let cell = |value: &Option<f64>| value.map_or_else(|| "-".to_owned(), number);
-    let mut head = vec![format!("{metric} after")];
-    head.extend(tasks.iter().cloned());
-    let mut lines = vec![head];
-    for (task, row) in tasks.iter().zip(rows) {
-        let mut line = vec![format!("  {task}")];
-        line.extend(row.iter().map(cell));
-        lines.push(line);
-    }
-    let summary: Vec<String> =
-        summary.iter().map(|(name, value)| format!("{name} {}", cell(value))).collect();
-    format!("{}\n{}", table::columns(&lines), summary.join("  "))
-}
-
 fn pairs(values: &[(String, f64)]) -> Value {
     values
         .iter()
@@ -278,10 +263,11 @@ fn as_json(event: &Event) -> Value {
             "type": "stage_finished", "index": index, "stage": name, "steps": steps, "metrics": pairs(metrics),
             "exported": exported,
         }),
-        Event::TaskMatrix { tasks, rows, metric, summary } => json!({
-            "type": "task_matrix", "tasks": tasks, "rows": rows, "metric": metric,
-            "summary": summary.iter().map(|(n, v)| (n.clone(), json!(v))).collect::<serde_json::Map<_, _>>(),
-        }),
+        Event::TaskMatrix(matrix) => {
+            let mut json = matrix.to_json();
+            json["type"] = "task_matrix".into();
+            json
+        }
         Event::Warning(problem) => super::diagnostic::json(problem),
         Event::Stopping { reason } => json!({"type": "stopping", "reason": reason}),
     }

@@ -5,6 +5,7 @@
 //! (training, evaluation, checkpoints). Each phase reports all its problems as [`diagnostic::Diagnostic`]s.
 //! Nothing here prints or exits: the program around it does.
 
+pub mod cache;
 pub mod check;
 pub mod data;
 pub mod diagnostic;

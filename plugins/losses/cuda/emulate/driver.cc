@@ -19,7 +19,7 @@ extern "C" {
 
 // For tests.
 int64_t limbeck_emulated_launches() { return launches; }
-void limbeck_emulate_reverse(int reversed) { lmb::emulate::reversed = reversed != 0; }
+void limbeck_emulate_shuffled(int shuffled) { lmb::emulate::shuffled = shuffled != 0; }
 int limbeck_emulates(const char *kernel) { return lmb::emulate::find(kernel) != nullptr; }
 
 CUresult cuInit(unsigned int) { return CUDA_SUCCESS; }

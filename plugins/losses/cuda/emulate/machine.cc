@@ -11,6 +11,8 @@ namespace {
 
 constexpr size_t kStack = 64 * 1024;
 constexpr int kLanes = 32;
+// Rounds without a barrier passed after which none will be.
+constexpr int kPatience = 1000;
 
 struct Barrier {
   int size = 0, arrived = 0;
@@ -100,17 +102,25 @@ void run_cluster(int64_t first) {
       makecontext(&fiber.context, start, 0);
     }
   }
-  const bool reverse = reversed;
+  // Shuffled, a thread sits out every other turn at random, so that some run far ahead of others.
+  uint64_t state = 0x9e3779b97f4a7c15u + uint64_t(first);
+  const auto sits_out = [&] {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return shuffled && (state & 1);
+  };
+  int idle = 0;
   for (size_t live = total; live > 0;) {
     const uint64_t moves = run->moves;
     live = 0;
     for (size_t k = 0; k < total; ++k) {
-      run->current = reverse ? total - 1 - k : k;
-      if (self().done) continue;
-      swapcontext(&run->home, &self().context);
+      run->current = k;
+      if (!self().done && !sits_out()) swapcontext(&run->home, &self().context);
       live += !self().done;
     }
-    if (live > 0 && moves == run->moves) {
+    idle = moves == run->moves ? idle + 1 : 0;
+    if (live > 0 && idle > kPatience) {
       fprintf(stderr, "%s: %zu threads wait for a barrier that nobody reaches\n", run->kernel->name, live);
       abort();
     }
@@ -136,7 +146,7 @@ void check_guard(const Block &block, size_t shared_bytes, const char *kernel) {
 
 }  // namespace
 
-std::atomic<bool> reversed{false};
+std::atomic<bool> shuffled{false};
 
 int thread() { return self().thread; }
 int threads() { return run->num_threads; }

@@ -31,8 +31,8 @@ struct Kernel {
   const Kernel *next;
 };
 const Kernel *find(const char *name);
-// Threads take turns from the last to the first: what depends on their order shows.
-extern std::atomic<bool> reversed;
+// Threads take turns at random instead of in order: a missing barrier shows.
+extern std::atomic<bool> shuffled;
 // Runs all blocks. Ends the process if a block writes past its shared memory.
 void launch(const Kernel &kernel, int64_t blocks, int threads, int cluster, size_t shared_bytes, const void *args);
 

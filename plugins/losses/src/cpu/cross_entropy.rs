@@ -21,6 +21,8 @@ pub struct CrossEntropyCall<'a> {
     pub grad: Option<Output<'a>>,
     /// Columns with false leave the softmax.
     pub class_mask: Option<&'a [bool]>,
+    /// `[N, V]`, row after row: columns with false leave the softmax of that row.
+    pub row_classes: Option<&'a [bool]>,
     /// w of each row.
     pub weights: Weights<'a>,
     /// Class of each row that counts.
@@ -99,7 +101,13 @@ where
 {
     call.student.load(n, at.start, &mut z[..at.len()]);
     if let Some(mask) = call.class_mask {
-        for (z, kept) in z.iter_mut().zip(&mask[at]) {
+        for (z, kept) in z.iter_mut().zip(&mask[at.clone()]) {
+            *z = if *kept { *z } else { A::NEG_INFINITY };
+        }
+    }
+    if let Some(mask) = call.row_classes {
+        let first = n * call.student.width() + at.start;
+        for (z, kept) in z.iter_mut().zip(&mask[first..first + at.len()]) {
             *z = if *kept { *z } else { A::NEG_INFINITY };
         }
     }

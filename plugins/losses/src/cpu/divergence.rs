@@ -1,10 +1,10 @@
 //! What the row kernel needs of each divergence: its term of the loss and of the gradient, per column.
 //!
-//! Written once for f32 and f64. Each column gives `loss`, `base` and `u`; the gradient with respect to s/T is
-//! `base + q·(u − Σ q u)`. `x`, `y` are base-2 log-probabilities of student and teacher; probabilities may
-//! underflow, their logarithms do not. Products with a probability of 0 are selected away, not computed.
+//! Written once for f64 and for lanes of f32. Each column gives `loss`, `base` and `qu` = q·∂ℓ/∂q; the gradient
+//! with respect to s/T is `base + qu − q·Σ qu`. `x`, `y` are base-2 log-probabilities of student and teacher;
+//! probabilities may underflow, their logarithms do not. What is multiplied by a probability of 0 is selected away.
 
-use super::real::Real;
+use super::number::Number;
 
 /// One column's share.
 #[derive(Clone, Copy)]
@@ -13,87 +13,111 @@ pub struct Term<A> {
     pub loss: A,
     /// Gradient that needs no sum over the row.
     pub base: A,
-    /// ∂ℓ/∂q of the rest.
-    pub u: A,
+    /// q·∂ℓ/∂q of the rest.
+    pub qu: A,
 }
 
 /// A divergence of one row.
-pub trait Functor<A: Real>: Copy + Send + Sync {
-    /// Whether `u` is used: the gradient then needs a sum over the row first.
-    const TWO_STAGE: bool;
+pub trait Functor: Copy + Send + Sync {
+    /// Whether `base` alone is the gradient, q − p, and the loss is linear in the logarithms: a wide row then
+    /// needs no second look at its logits.
+    const LINEAR: Option<Linear> = None;
     /// The share of a column.
-    fn term(&self, q: A, p: A, x: A, y: A) -> Term<A>;
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A>;
 }
 
-/// `p·r`, 0 for p = 0 whatever r.
-#[inline(always)]
-fn times<A: Real>(p: A, r: A) -> A {
-    if p == A::ZERO { A::ZERO } else { p * r }
+/// Losses Σ p·r with gradient q − p.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Linear {
+    /// r = ln p − ln q.
+    Kl,
+    /// r = −ln q.
+    CrossEntropy,
 }
 
 /// KL(p‖q).
 #[derive(Clone, Copy)]
 pub struct ForwardKl;
-impl<A: Real> Functor<A> for ForwardKl {
-    const TWO_STAGE: bool = false;
+impl Functor for ForwardKl {
+    const LINEAR: Option<Linear> = Some(Linear::Kl);
     #[inline(always)]
-    fn term(&self, q: A, p: A, x: A, y: A) -> Term<A> {
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
         // −p + q sums to 0, but takes the rounding of both normalisers out of the sum.
-        let loss = times(p, (y - x) * A::LN_2) + (q - p);
-        Term { loss, base: q - p, u: A::ZERO }
+        let loss = p.times((y - x) * A::ln_2()) + (q - p);
+        Term { loss, base: q - p, qu: A::zero() }
     }
 }
 
 /// −Σ p ln q.
 #[derive(Clone, Copy)]
 pub struct SoftCe;
-impl<A: Real> Functor<A> for SoftCe {
-    const TWO_STAGE: bool = false;
+impl Functor for SoftCe {
+    const LINEAR: Option<Linear> = Some(Linear::CrossEntropy);
     #[inline(always)]
-    fn term(&self, q: A, p: A, x: A, _y: A) -> Term<A> {
-        Term { loss: times(p, -x * A::LN_2), base: q - p, u: A::ZERO }
+    fn term<A: Number>(&self, q: A, p: A, x: A, _y: A) -> Term<A> {
+        Term { loss: p.times(-x * A::ln_2()), base: q - p, qu: A::zero() }
     }
 }
 
 /// KL(q‖p).
 #[derive(Clone, Copy)]
 pub struct ReverseKl;
-impl<A: Real> Functor<A> for ReverseKl {
-    const TWO_STAGE: bool = true;
+impl Functor for ReverseKl {
     #[inline(always)]
-    fn term(&self, q: A, p: A, x: A, y: A) -> Term<A> {
-        let u = (x - y) * A::LN_2;
-        Term { loss: times(q, u) + (p - q), base: A::ZERO, u }
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
+        let qu = q.times((x - y) * A::ln_2());
+        Term { loss: qu + (p - q), base: A::zero(), qu }
     }
 }
 
 /// λ KL(p‖q) + (1−λ) KL(q‖p).
 #[derive(Clone, Copy)]
-pub struct SymKl<A>(pub A);
-impl<A: Real> Functor<A> for SymKl<A> {
-    const TWO_STAGE: bool = true;
+pub struct SymKl(pub f64);
+impl Functor for SymKl {
     #[inline(always)]
-    fn term(&self, q: A, p: A, x: A, y: A) -> Term<A> {
-        let (lambda, rest) = (self.0, A::ONE - self.0);
-        let ratio = (x - y) * A::LN_2;
-        let forward = times(p, -ratio) + (q - p);
-        let reverse = times(q, ratio) + (p - q);
-        Term { loss: lambda * forward + rest * reverse, base: lambda * (q - p), u: rest * ratio }
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
+        let (lambda, rest) = (A::of(self.0), A::of(1.0 - self.0));
+        let ratio = (x - y) * A::ln_2();
+        let (forward, reverse) = (p.times(-ratio) + (q - p), q.times(ratio));
+        let loss = lambda * forward + rest * (reverse + (p - q));
+        Term { loss, base: lambda * (q - p), qu: rest * reverse }
     }
 }
 
-/// ½ Σ|p − q|.
+/// ½ Σ|p − q|; ties have no slope.
 #[derive(Clone, Copy)]
 pub struct Tvd;
-impl<A: Real> Functor<A> for Tvd {
-    const TWO_STAGE: bool = true;
+impl Functor for Tvd {
     #[inline(always)]
-    fn term(&self, q: A, p: A, x: A, y: A) -> Term<A> {
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
         let half = A::of(0.5);
-        let sign = if x > y { half } else { A::ZERO };
-        let sign = if x < y { -half } else { sign };
-        Term { loss: half * (p - q).abs(), base: A::ZERO, u: sign }
+        let up = half * q;
+        let qu = y.if_less(x, up, x.if_less(y, -up, A::zero()));
+        Term { loss: half * (p - q).abs(), base: A::zero(), qu }
     }
+}
+
+/// Amari: Σ (αp + (1−α)q − c)/(α(1−α)), c = p^α q^(1−α).
+#[derive(Clone, Copy)]
+pub struct Alpha(pub f64);
+impl Functor for Alpha {
+    #[inline(always)]
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
+        let (alpha, rest) = (A::of(self.0), A::of(1.0 - self.0));
+        let c = power_mean(self.0, q, p, x, y);
+        // αp + (1−α)q sums to 1, and next to c nothing cancels over the row.
+        let loss = (alpha * p + rest * q - c) * A::of(1.0 / (self.0 * (1.0 - self.0)));
+        Term { loss, base: A::zero(), qu: c * A::of(-1.0 / self.0) }
+    }
+}
+
+/// p^α q^(1−α), 0 where p is 0, and for α < 1 where q is.
+#[inline(always)]
+pub fn power_mean<A: Number>(alpha: f64, q: A, p: A, x: A, y: A) -> A {
+    let c = (A::of(alpha) * y + A::of(1.0 - alpha) * x).exp2_unbounded();
+    // Selected: −inf on one side times an exponent of 0 < 1 − α, and inf − inf on both.
+    let c = A::zero().if_less(p, c, p);
+    if alpha < 1.0 { A::zero().if_less(q, c, q) } else { c }
 }
 
 /// Logarithms and ratios against m = share·p + (1−share)·q, from whichever of p and q is larger.
@@ -108,65 +132,64 @@ struct Mixture<A> {
     q: A,
 }
 
-impl<A: Real> Mixture<A> {
+impl<A: Number> Mixture<A> {
     #[inline(always)]
-    fn new(share: A, x: A, y: A) -> Self {
-        let rest = A::ONE - share;
+    fn new(share: f64, x: A, y: A) -> Self {
+        let (share, rest) = (A::of(share), A::of(1.0 - share));
         let gap = y - x;
-        let teacher = gap >= A::ZERO;
         // The smaller over the larger, at most 1: nothing overflows, and near 1 nothing cancels.
         let a = (-gap.abs()).exp2();
-        let m = if teacher { share + rest * a } else { share * a + rest };
+        let pick = |student: A, teacher: A| gap.if_less(A::zero(), student, teacher);
+        let m = pick(share * a + rest, share + rest * a);
         let log_m = m.log2();
-        let inverse = A::ONE / m;
-        let log_p = if teacher { -log_m } else { gap - log_m };
-        let log_q = if teacher { -gap - log_m } else { -log_m };
-        let p = if teacher { inverse } else { a * inverse };
-        let q = if teacher { a * inverse } else { inverse };
-        Self { log_p: log_p * A::LN_2, log_q: log_q * A::LN_2, p, q }
+        let inverse = A::one() / m;
+        let small = a * inverse;
+        Self {
+            log_p: pick(gap - log_m, -log_m) * A::ln_2(),
+            log_q: pick(-log_m, -gap - log_m) * A::ln_2(),
+            p: pick(small, inverse),
+            q: pick(inverse, small),
+        }
     }
 }
 
 /// β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q.
 #[derive(Clone, Copy)]
-pub struct Gjsd<A>(pub A);
-impl<A: Real> Functor<A> for Gjsd<A> {
-    const TWO_STAGE: bool = true;
+pub struct Gjsd(pub f64);
+impl Functor for Gjsd {
     #[inline(always)]
-    fn term(&self, q: A, p: A, x: A, y: A) -> Term<A> {
-        let rest = A::ONE - self.0;
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
         let m = Mixture::new(self.0, x, y);
-        let loss = self.0 * times(p, m.log_p) + rest * times(q, m.log_q);
-        Term { loss, base: A::ZERO, u: rest * m.log_q }
+        let qu = A::of(1.0 - self.0) * q.times(m.log_q);
+        Term { loss: A::of(self.0) * p.times(m.log_p) + qu, base: A::zero(), qu }
     }
 }
 
 /// KL(p‖m), m = αp + (1−α)q.
 #[derive(Clone, Copy)]
-pub struct Skl<A>(pub A);
-impl<A: Real> Functor<A> for Skl<A> {
-    const TWO_STAGE: bool = true;
+pub struct Skl(pub f64);
+impl Functor for Skl {
     #[inline(always)]
-    fn term(&self, q: A, p: A, x: A, y: A) -> Term<A> {
-        let rest = A::ONE - self.0;
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
+        let rest = A::of(1.0 - self.0);
         let m = Mixture::new(self.0, x, y);
-        Term { loss: times(p, m.log_p) + rest * (q - p), base: A::ZERO, u: -rest * m.p }
+        let loss = p.times(m.log_p) + rest * (q - p);
+        Term { loss, base: A::zero(), qu: q.times(-rest * m.p) }
     }
 }
 
 /// KL(q‖m), m = (1−α)p + αq; `through` is α, or 0 with the mixture detached.
 #[derive(Clone, Copy)]
-pub struct Srkl<A> {
-    pub alpha: A,
-    pub through: A,
+pub struct Srkl {
+    pub alpha: f64,
+    pub through: f64,
 }
-impl<A: Real> Functor<A> for Srkl<A> {
-    const TWO_STAGE: bool = true;
+impl Functor for Srkl {
     #[inline(always)]
-    fn term(&self, q: A, p: A, x: A, y: A) -> Term<A> {
-        let share = A::ONE - self.alpha;
+    fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
+        let share = 1.0 - self.alpha;
         let m = Mixture::new(share, x, y);
-        let loss = times(q, m.log_q) + share * (p - q);
-        Term { loss, base: A::ZERO, u: m.log_q - self.through * m.q }
+        let loss = q.times(m.log_q) + A::of(share) * (p - q);
+        Term { loss, base: A::zero(), qu: q.times(m.log_q - A::of(self.through) * m.q) }
     }
 }

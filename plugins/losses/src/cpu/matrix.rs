@@ -3,6 +3,7 @@
 //! The only file that touches raw tensor memory. Whoever makes a [`Matrix`] or an [`Output`] promises its
 //! extent; after that every access is checked against it. A gradient is rounded once, to nearest even.
 
+use super::isa::{self, Kernel};
 use super::real::Real;
 use half::{bf16, f16};
 use std::marker::PhantomData;
@@ -172,18 +173,71 @@ impl<'a> Matrix<'a> {
         self.place.float
     }
 
-    /// Reads `out.len()` columns of `row` from `column` on.
+    /// `len` columns of `row` from `column` on where they lie, if they lie side by side as `A`.
     #[inline(always)]
+    pub fn slice<A: Real>(&self, row: usize, column: usize, len: usize) -> Option<&'a [A]>
+    where
+        Self: Load<A>,
+    {
+        if self.place.float != <Self as Load<A>>::FLOAT || self.place.column_stride != 1 {
+            return None;
+        }
+        let from = self.place.at::<A>(row, column, len);
+        // SAFETY: `at` checked the extent that `new` was promised.
+        Some(unsafe { std::slice::from_raw_parts(from, len) })
+    }
+
+    /// Reads `out.len()` columns of `row` from `column` on.
     pub fn load<A: Real>(&self, row: usize, column: usize, out: &mut [A])
     where
         Self: Load<A>,
     {
-        Load::load_into(self, row, column, out);
+        isa::run(Fetch { matrix: self, row, column, out });
+    }
+}
+
+/// A conversion of a block: a function of its own for each instruction set, not a copy in every kernel.
+struct Fetch<'f, 'a, A> {
+    matrix: &'f Matrix<'a>,
+    row: usize,
+    column: usize,
+    out: &'f mut [A],
+}
+
+impl<'a, A> Kernel for Fetch<'_, 'a, A>
+where
+    Matrix<'a>: Load<A>,
+{
+    type Result = ();
+    #[inline(always)]
+    fn run(self) {
+        self.matrix.load_into(self.row, self.column, self.out);
+    }
+}
+
+/// As [`Fetch`], the other way.
+struct Put<'f, 'a, A> {
+    output: &'f Output<'a>,
+    row: usize,
+    column: usize,
+    values: &'f [A],
+}
+
+impl<'a, A> Kernel for Put<'_, 'a, A>
+where
+    Output<'a>: Store<A>,
+{
+    type Result = ();
+    #[inline(always)]
+    fn run(self) {
+        self.output.store_from(self.row, self.column, self.values);
     }
 }
 
 /// Reading in the arithmetic `A`.
 pub trait Load<A> {
+    /// The element type that is `A` itself.
+    const FLOAT: Float;
     fn load_into(&self, row: usize, column: usize, out: &mut [A]);
 }
 
@@ -193,8 +247,9 @@ pub trait Store<A> {
 }
 
 macro_rules! access {
-    ($a:ty) => {
+    ($a:ty, $float:ident) => {
         impl Load<$a> for Matrix<'_> {
+            const FLOAT: Float = Float::$float;
             #[inline(always)]
             fn load_into(&self, row: usize, column: usize, out: &mut [$a]) {
                 with_type!(self.place.float, T => {
@@ -242,8 +297,8 @@ macro_rules! access {
         }
     };
 }
-access!(f32);
-access!(f64);
+access!(f32, F32);
+access!(f64, F64);
 
 /// Rows to write.
 #[derive(Clone, Copy, Debug)]
@@ -287,22 +342,49 @@ impl Output<'_> {
         self.place.width
     }
 
+    /// The same place, added to.
+    #[must_use]
+    pub fn adding(self) -> Self {
+        Self { accumulate: true, ..self }
+    }
+
     /// Whether it adds to what is there.
     pub fn accumulates(&self) -> bool {
         self.accumulate
     }
 
-    /// Writes (or adds) `values` from `column` on.
+    /// `len` columns of `row` from `column` on, to be overwritten where they lie; `None` where they must be
+    /// converted, added to or spread.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes them while the result lives.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "rows are lent one writer each, by the caller's promise"
+    )]
     #[inline(always)]
+    pub unsafe fn slice<A: Real>(&self, row: usize, column: usize, len: usize) -> Option<&mut [A]>
+    where
+        for<'m> Matrix<'m>: Load<A>,
+    {
+        let same = self.place.float == <Matrix<'_> as Load<A>>::FLOAT;
+        if !same || self.place.column_stride != 1 || self.accumulate {
+            return None;
+        }
+        let to = self.place.at::<A>(row, column, len);
+        // SAFETY: `at` checked the extent; `new` was promised one writer per row, the caller no reader.
+        Some(unsafe { std::slice::from_raw_parts_mut(to, len) })
+    }
+
+    /// Writes (or adds) `values` from `column` on.
     pub fn store<A: Real>(&self, row: usize, column: usize, values: &[A])
     where
         Self: Store<A>,
     {
-        self.store_from(row, column, values);
+        isa::run(Put { output: self, row, column, values });
     }
 
     /// Leaves zeros from `column` on, or what was there when accumulating.
-    #[inline(always)]
     pub fn zero(&self, row: usize, column: usize) {
         if self.accumulate {
             return;

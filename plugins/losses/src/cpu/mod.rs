@@ -9,15 +9,22 @@ pub mod dense;
 pub mod divergence;
 pub mod hidden;
 mod isa;
+pub mod linear;
 mod logit_mse;
 pub mod matrix;
+mod number;
 pub mod projection;
 mod real;
+mod rows;
 mod scratch;
+mod simd;
+pub mod sparse;
 #[cfg(test)]
 mod tests;
+mod workspace;
 
 pub use matrix::{Matrix, Output};
+pub use workspace::{Workspace, scratch_bytes};
 
 use std::ops::Range;
 
@@ -30,7 +37,10 @@ const SERIAL: usize = 16 * 1024;
 pub trait Pool {
     /// Why it could not.
     type Error;
-    /// Runs `body` over `[0, n)` in disjoint ranges of at least `grain`.
+    /// How many ranges run at once.
+    fn workers(&self) -> usize;
+    /// Runs `body(range, worker)` over `[0, n)` in disjoint ranges of at least `grain`, at most one at a time for
+    /// each of the workers.
     ///
     /// # Errors
     /// As the pool says.
@@ -38,7 +48,7 @@ pub trait Pool {
         &self,
         n: usize,
         grain: usize,
-        body: &(dyn Fn(Range<usize>) + Sync),
+        body: &(dyn Fn(Range<usize>, usize) + Sync),
     ) -> Result<(), Self::Error>;
 }
 
@@ -48,13 +58,16 @@ pub struct Serial;
 
 impl Pool for Serial {
     type Error = std::convert::Infallible;
+    fn workers(&self) -> usize {
+        1
+    }
     fn run(
         &self,
         n: usize,
         _grain: usize,
-        body: &(dyn Fn(Range<usize>) + Sync),
+        body: &(dyn Fn(Range<usize>, usize) + Sync),
     ) -> Result<(), Self::Error> {
-        body(0..n);
+        body(0..n, 0);
         Ok(())
     }
 }
@@ -99,14 +112,24 @@ fn each_row<P: Pool>(
     width: usize,
     body: impl Fn(Range<usize>, &dyn Fn(usize, Slot)) + Sync,
 ) -> Result<Sums, P::Error> {
+    each_row_by_worker(pool, slots, width, |range, _worker, set| body(range, set))
+}
+
+/// As [`each_row`]; `body` also hears which worker it is, whose scratch is then its own.
+fn each_row_by_worker<P: Pool>(
+    pool: &P,
+    slots: &mut [Slot],
+    width: usize,
+    body: impl Fn(Range<usize>, usize, &dyn Fn(usize, Slot)) + Sync,
+) -> Result<Sums, P::Error> {
     let rows = slots.len();
     let shared = SharedSlots { first: slots.as_mut_ptr(), len: rows };
-    let body = |range: Range<usize>| {
+    let body = |range: Range<usize>, worker: usize| {
         // SAFETY: ranges of one call are disjoint, so each slot has one writer.
-        body(range, &|n, slot| unsafe { shared.set(n, slot) })
+        body(range, worker, &|n, slot| unsafe { shared.set(n, slot) })
     };
     if rows * width <= SERIAL {
-        body(0..rows);
+        body(0..rows, 0);
     } else {
         pool.run(rows, (SERIAL / 2 / width.max(1)).max(1), &body)?;
     }

@@ -79,13 +79,13 @@ where
         })?
     };
     let reduce = Reduce { states: &states, errors: &errors, width, mapped, projection };
-    let body = |range: Range<usize>| {
+    let body = |range: Range<usize>, _worker: usize| {
         for start in range.clone().step_by(TILE) {
             isa::run(ReduceKernel { reduce: &reduce, tile: start..(start + TILE).min(range.end) });
         }
     };
     if rows * width * mapped <= SERIAL {
-        body(0..mapped);
+        body(0..mapped, 0);
     } else {
         pool.run(mapped, TILE, &body)?;
     }

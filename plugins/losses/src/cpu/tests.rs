@@ -55,8 +55,8 @@ element! {
     bf16, bf16::from_f64, bf16::to_f64, 3.95e-3;
 }
 
-const DENSE: [&str; 9] =
-    ["fkl", "rkl", "gjsd", "skl", "srkl", "tvd", "soft_ce", "sym_kl", "logit_mse"];
+const DENSE: [&str; 10] =
+    ["fkl", "rkl", "gjsd", "skl", "srkl", "tvd", "soft_ce", "sym_kl", "alpha_div", "logit_mse"];
 
 struct Case {
     loss: &'static str,
@@ -94,7 +94,7 @@ where
         softening: spec.softening,
         non_finite: spec.non_finite,
     };
-    let Ok(sums) = dense::run(spec.divergence, &call, &mut slots, &Serial);
+    let Ok(sums) = dense::run(spec.divergence, &call, &mut slots, &mut [], &Serial);
     Found {
         value: sums.value / 4.0,
         grad: grad.iter().map(|g| g.wide()).collect(),
@@ -270,7 +270,8 @@ fn accumulating_adds_exactly_what_overwriting_writes() {
                 softening: spec.softening,
                 non_finite: spec.non_finite,
             };
-            let Ok(_) = dense::run(spec.divergence, &call, &mut [Slot::default(); 3], &Serial);
+            let Ok(_) =
+                dense::run(spec.divergence, &call, &mut [Slot::default(); 3], &mut [], &Serial);
             for (added, written) in grad.iter().zip(&written) {
                 assert_eq!(*added, 1.0 + written, "{loss}");
             }
@@ -304,7 +305,8 @@ fn writing_over_the_logits_gives_the_same_bits() {
                 softening: spec.softening,
                 non_finite: spec.non_finite,
             };
-            let Ok(sums) = dense::run(spec.divergence, &call, &mut [Slot::default(); 2], &Serial);
+            let Ok(sums) =
+                dense::run(spec.divergence, &call, &mut [Slot::default(); 2], &mut [], &Serial);
             assert_eq!(sums.value / 4.0, apart.value, "{loss}");
             let aliased: Vec<f64> = s.iter().map(|g| f64::from(*g)).collect();
             assert_eq!(aliased, apart.grad, "{loss}");
@@ -320,6 +322,8 @@ fn cross_entropy_agrees_with_the_oracle() {
             let s: Vec<f32> = random.logits(4 * width, 5.0).iter().map(|x| *x as f32).collect();
             let labels: Vec<usize> = (0..4).map(|n| n * 7919 % width).collect();
             let mask: Vec<bool> = (0..width).map(|v| v % 5 != 4 || labels.contains(&v)).collect();
+            let own: Vec<bool> =
+                (0..4 * width).map(|k| k % 3 != 1 || labels[k / width] == k % width).collect();
             let Ok(Spec::CrossEntropy(spec)) = parse("ce", &json!({"label_smoothing": smoothing}))
             else {
                 panic!("ce")
@@ -329,6 +333,7 @@ fn cross_entropy_agrees_with_the_oracle() {
                 student: (&s[..], width).into(),
                 grad: Some((&mut grad[..], width).into()),
                 class_mask: Some(&mask),
+                row_classes: Some(&own),
                 weights: &|n| (n != 1).then_some(1.0),
                 labels: &|n| labels[n],
                 grad_factor: 0.25,
@@ -351,6 +356,13 @@ fn cross_entropy_agrees_with_the_oracle() {
                     Array {
                         shape: vec![width],
                         data: mask.iter().map(|x| f64::from(*x)).collect(),
+                    },
+                ),
+                (
+                    "row_classes".into(),
+                    Array {
+                        shape: vec![4, width],
+                        data: own.iter().map(|x| f64::from(*x)).collect(),
                     },
                 ),
                 ("row_mask".into(), Array { shape: vec![4], data: vec![1.0, 0.0, 1.0, 1.0] }),

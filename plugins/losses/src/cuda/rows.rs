@@ -79,12 +79,12 @@ impl Session {
         })
     }
 
-    /// A scalar output; NULL if it is not wanted.
-    pub fn scalar(&self, tensor: *const abi::Tensor) -> Result<*mut c_void> {
+    /// A scalar output of a call (limbeck.h, lmb_loss_call.value, .metrics); NULL if it is not wanted.
+    pub(super) fn scalar(&self, tensor: *const abi::Tensor) -> Result<*mut c_void> {
         if tensor.is_null() {
             return Err(Error::invalid_argument("the buffer of the value is NULL"));
         }
-        // SAFETY: a host buffer lent for the call (limbeck.h, lmb_loss_call.value, .metrics).
+        // SAFETY: a host buffer lent for the call.
         let Some(to) = unsafe { GradView::from_abi(&*tensor) }? else {
             return Ok(std::ptr::null_mut());
         };

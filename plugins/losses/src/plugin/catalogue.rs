@@ -22,8 +22,8 @@ macro_rules! losses {
                 const DEVICES: &'static [i32] = crate::cuda::devices($id);
                 type Config = config::$settings;
 
-                fn new(settings: Self::Config, _host: &Host) -> Result<Self> {
-                    Engine::new(&settings).map(Self)
+                fn new(settings: Self::Config, host: &Host) -> Result<Self> {
+                    Engine::new(&settings, host).map(Self)
                 }
                 fn ports(&self) -> Ports {
                     self.0.ports().clone()
@@ -73,10 +73,12 @@ losses! {
     Dkd(DkdSettings) = "limbeck.dkd" SMOOTH, "decoupled distillation: target and rest weighted apart";
     Dist(DistSettings) = "limbeck.dist" COUPLED, "one minus correlations of rows and columns (batch-coupled)";
     Ce(CeSettings) = "limbeck.ce" SMOOTH, "cross-entropy with hard labels";
+    Bce(BceSettings) = "limbeck.bce" SMOOTH, "binary cross-entropy with hard labels, a sigmoid per class";
     LogitStd(LogitStdSettings) = "limbeck.logit-std" SMOOTH, "forward KL of standardised logits";
     BceKd(BceKdSettings) = "limbeck.bce-kd" SMOOTH, "binary cross-entropy with the teacher's sigmoids";
     Uld(UldSettings) = "limbeck.uld" PIECEWISE, "distance of sorted probabilities, for different tokenizers";
     Lwf(LwfSettings) = "limbeck.lwf-kl" SMOOTH, "forward KL on the units of an older model";
+    FusedLinear(FusedLinearSettings) = "limbeck.fused-linear" SMOOTH, "a loss on logits from hidden states and the head, in chunks";
     TopkTail(TopkTailSettings) = "limbeck.topk-tail" SMOOTH, "forward KL of a top-k teacher, one bucket for the rest";
     TopkTeacherRenorm(TopkTeacherRenormSettings) = "limbeck.topk-teacher-renorm" SMOOTH, "forward KL of a renormalised top-k teacher";
     TopkBothRenorm(TopkBothRenormSettings) = "limbeck.topk-both-renorm" SMOOTH, "forward KL with both sides renormalised on the top-k";

@@ -3,12 +3,15 @@
 //! Labels and masks are checked before anything is written. Results do not depend on the number of threads.
 
 use super::memory::{HostPool, matrix, output, with_slots};
+use super::oracle::refusal;
 use crate::cpu::{
-    Output, Sums, cross_entropy as ce, dense as kernel, hidden as states, projection as maps,
+    Output, Sums, cross_entropy as ce, dense as kernel, hidden as states, linear as fused,
+    projection as maps, sparse as topk,
 };
 use crate::names::layered;
-use crate::settings::{CrossEntropy, Dense, Hidden, HiddenKind, Projector, Vocab};
-use limbeck_sdk::{Counted, Error, LossCall, Ports, Result, View};
+use crate::reference::{SparseRow, sparse_teacher};
+use crate::settings::{CrossEntropy, Dense, Hidden, HiddenKind, Linear, Projector, Sparse, Vocab};
+use limbeck_sdk::{Counted, DType, Error, LossCall, Ports, Result, View};
 
 fn named<'a>(call: &LossCall<'a>, name: &str) -> Result<View<'a>> {
     let absent = || Error::invalid_argument(format!("`{name}` is absent")).tensor(name);
@@ -27,17 +30,20 @@ fn grad_of<'a>(
     call.grad(index)?.map(|grad| output(&grad, size.0, size.1, add)).transpose()
 }
 
-fn class_mask(call: &LossCall<'_>) -> Result<Option<Vec<bool>>> {
-    let Some(view) = call.inputs().named("class_mask")? else { return Ok(None) };
+fn flags(call: &LossCall<'_>, port: &str) -> Result<Option<Vec<bool>>> {
+    let Some(view) = call.inputs().named(port)? else { return Ok(None) };
     Ok(Some(view.to_vec::<f64>()?.into_iter().map(|kept| kept != 0.0).collect()))
 }
 
-/// Refuses a counted label outside `[0, width)`, and on a removed column if `mask` is given.
+/// Port of a mask, and whether it keeps a column of a row.
+type Mask<'m> = (&'static str, &'m dyn Fn(usize, usize) -> bool);
+
+/// Refuses a counted label outside `[0, width)`, and on a column that a mask removes from its row.
 fn check_labels(
     counted: &Counted<'_>,
     rows: usize,
     width: usize,
-    mask: Option<&[bool]>,
+    masks: &[Mask<'_>],
 ) -> Result<()> {
     for n in 0..rows {
         let Some(label) = counted.label(n) else { return Ok(()) };
@@ -49,9 +55,11 @@ fn check_labels(
             let message = format!("label {label} is outside 0..{width}");
             return Err(Error::bad_data(message).tensor("labels").row(n));
         };
-        if mask.is_some_and(|mask| !mask[class]) {
-            let message = format!("label {label} is on a column that `class_mask` removes");
-            return Err(Error::bad_data(message).tensor("labels").row(n));
+        for (name, kept) in masks {
+            if !kept(n, class) {
+                let message = format!("label {label} is on a column that `{name}` removes");
+                return Err(Error::bad_data(message).tensor("labels").row(n));
+            }
         }
     }
     Ok(())
@@ -59,9 +67,12 @@ fn check_labels(
 
 fn finish(call: &LossCall<'_>, sums: Sums, pairs: f64) -> Result<()> {
     let normalizer = call.normalizer() * pairs;
-    call.set_value(sums.value / normalizer)?;
+    let value = sums.value / normalizer;
+    call.set_value(value)?;
     call.set_metric(0, sums.dead_rows / normalizer)?;
-    call.set_metric(1, sums.nonfinite_rows / normalizer)
+    // Finite in f64, but told as f32: one row stands for all.
+    let told = (value as f32).is_finite() || sums.nonfinite_rows > 0.0;
+    call.set_metric(1, if told { sums.nonfinite_rows } else { 1.0 } / normalizer)
 }
 
 /// A dense divergence.
@@ -69,9 +80,9 @@ pub fn dense(spec: &Dense, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
     let student = matrix(&named(call, "student.logits")?)?;
     let teacher = matrix(&named(call, "teacher.logits")?)?;
     let (rows, columns) = (student.rows(), student.width());
-    let mask = class_mask(call)?;
+    let mask = flags(call, "class_mask")?;
     let counted = call.counted()?;
-    check_labels(&counted, rows, columns, None)?;
+    check_labels(&counted, rows, columns, &[])?;
     let width = match spec.vocab {
         Vocab::StudentTail => columns,
         _ => columns.min(teacher.width()),
@@ -87,29 +98,121 @@ pub fn dense(spec: &Dense, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
         softening: spec.softening,
         non_finite: spec.non_finite,
     };
-    let sums = with_slots(call, rows, |slots| {
-        kernel::run(spec.divergence, &kernel_call, slots, &HostPool(call))
+    let sums = with_slots(call, rows, |slots, scratch| {
+        kernel::run(spec.divergence, &kernel_call, slots, scratch, &HostPool(call))
     })?;
     finish(call, sums, 1.0)
+}
+
+/// Whether the student's states are f64, which the oracle computes.
+pub fn is_wide(call: &LossCall<'_>) -> Result<bool> {
+    Ok(named(call, "student.hidden")?.dtype() == DType::F64)
+}
+
+/// A dense divergence of hidden states times a head.
+pub fn linear(spec: &Linear, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
+    let hidden = matrix(&named(call, "student.hidden")?)?;
+    let head = matrix(&named(call, "student.head")?)?;
+    let counted = call.counted()?;
+    check_labels(&counted, hidden.rows(), head.rows(), &[])?;
+    let teacher = match call.inputs().named("teacher.logits")? {
+        Some(logits) => fused::Teacher::Logits(matrix(&logits)?),
+        None => {
+            let states = matrix(&named(call, "teacher.hidden")?)?;
+            fused::Teacher::Product(states, matrix(&named(call, "teacher.head")?)?)
+        }
+    };
+    let of = |name: &str, m: &crate::cpu::Matrix<'_>| {
+        grad_of(call, ports, name, (m.rows(), m.width()), false)
+    };
+    let dense = &spec.dense;
+    let kernel_call = fused::LinearCall {
+        hidden_grad: of("student.hidden", &hidden)?,
+        head_grad: of("student.head", &head)?,
+        hidden,
+        head,
+        teacher,
+        weights: &|n| counted.weight(n),
+        grad_factor: call.grad_factor(),
+        divergence: dense.divergence,
+        softening: dense.softening,
+        vocab: dense.vocab,
+        non_finite: dense.non_finite,
+        chunk: spec.chunk,
+    };
+    finish(call, fused::run(&kernel_call, &HostPool(call))?, 1.0)
+}
+
+/// A teacher that kept its top-k.
+pub fn sparse(spec: &Sparse, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
+    let student = matrix(&named(call, "student.logits")?)?;
+    let (rows, columns) = (student.rows(), student.width());
+    let counted = call.counted()?;
+    check_labels(&counted, rows, columns, &[])?;
+    let teachers = teachers(spec, call, &counted, (rows, columns))?;
+    let kernel_call = topk::SparseCall {
+        student,
+        teachers: &teachers,
+        grad: grad_of(call, ports, "student.logits", (rows, columns), false)?,
+        weights: &|n| counted.weight(n),
+        grad_factor: call.grad_factor(),
+        mode: spec.mode,
+        softening: spec.softening,
+        non_finite: spec.non_finite,
+    };
+    let sums = with_slots(call, rows, |slots, scratch| {
+        topk::run(&kernel_call, slots, scratch, &HostPool(call))
+    })?;
+    finish(call, sums, 1.0)
+}
+
+/// What the teacher says of each row that counts; refuses indices and log-probabilities that cannot be.
+fn teachers(
+    spec: &Sparse,
+    call: &LossCall<'_>,
+    counted: &Counted<'_>,
+    (rows, columns): (usize, usize),
+) -> Result<Vec<Option<topk::Teacher>>> {
+    let list = |name: &str| named(call, name)?.to_vec::<f64>();
+    let (indices, values) = (list("teacher.topk.indices")?, list("teacher.topk.values")?);
+    let tail = call.inputs().named("teacher.topk.tail")?.map(|view| view.to_vec::<f64>());
+    let tail = tail.transpose()?;
+    let kept = indices.len().checked_div(rows).unwrap_or(0);
+    let of_row = |n: usize| {
+        if counted.weight(n).is_none() {
+            return Ok(None);
+        }
+        let at = n * kept..(n + 1) * kept;
+        let tail = tail.as_ref().map(|tail| tail[n]);
+        let found = sparse_teacher(spec, (&indices[at.clone()], &values[at]), tail, columns, n);
+        let teacher = |row: SparseRow| topk::Teacher { kept: row.kept, rest: row.rest };
+        found.map(|row| row.map(teacher)).map_err(refusal)
+    };
+    (0..rows).map(of_row).collect()
 }
 
 /// Hard labels.
 pub fn cross_entropy(spec: &CrossEntropy, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
     let student = matrix(&named(call, "student.logits")?)?;
     let (rows, columns) = (student.rows(), student.width());
-    let mask = class_mask(call)?;
+    let (mask, own) = (flags(call, "class_mask")?, flags(call, "row_classes")?);
     let counted = call.counted()?;
-    check_labels(&counted, rows, columns, mask.as_deref())?;
+    let in_mask = |_: usize, class: usize| mask.as_ref().is_none_or(|m| m[class]);
+    let in_own = |n: usize, class: usize| own.as_ref().is_none_or(|m| m[n * columns + class]);
+    let masks: [Mask<'_>; 2] = [("class_mask", &in_mask), ("row_classes", &in_own)];
+    check_labels(&counted, rows, columns, &masks)?;
     let kernel_call = ce::CrossEntropyCall {
         student,
         grad: grad_of(call, ports, "student.logits", (rows, columns), false)?,
         class_mask: mask.as_deref(),
+        row_classes: own.as_deref(),
         weights: &|n| counted.weight(n),
         // `check_labels` saw every row that counts; others are never asked for.
         labels: &|n| counted.label(n).and_then(|label| usize::try_from(label).ok()).unwrap_or(0),
         grad_factor: call.grad_factor(),
     };
-    let sums = with_slots(call, rows, |slots| ce::run(spec, &kernel_call, slots, &HostPool(call)))?;
+    let sums =
+        with_slots(call, rows, |slots, _| ce::run(spec, &kernel_call, slots, &HostPool(call)))?;
     finish(call, sums, 1.0)
 }
 
@@ -157,7 +260,7 @@ fn hidden_pair(
     let comparison = match spec.kind {
         HiddenKind::Mse { projector: Projector::Linear, bias } => {
             let projection = projection(call, t.width(), width, bias, next_param)?;
-            return with_slots(call, rows, |slots| {
+            return with_slots(call, rows, |slots, _| {
                 maps::run_projected(&kernel_call, &projection, slots, &pool)
             });
         }
@@ -166,7 +269,7 @@ fn hidden_pair(
         }
         _ => states::Comparison::Mse,
     };
-    with_slots(call, rows, |slots| states::run(comparison, &kernel_call, slots, &pool))
+    with_slots(call, rows, |slots, _| states::run(comparison, &kernel_call, slots, &pool))
 }
 
 fn projection<'a>(

@@ -71,23 +71,43 @@ pub struct HostPool<'a, 'b>(pub &'a LossCall<'b>);
 
 impl Pool for HostPool<'_, '_> {
     type Error = Error;
-    fn run(&self, n: usize, grain: usize, body: &(dyn Fn(Range<usize>) + Sync)) -> Result<()> {
-        self.0.parallel_for(n, grain, |range, _worker| body(range))
+    fn workers(&self) -> usize {
+        self.0.host().num_threads()
+    }
+    fn run(
+        &self,
+        n: usize,
+        grain: usize,
+        body: &(dyn Fn(Range<usize>, usize) + Sync),
+    ) -> Result<()> {
+        self.0.parallel_for(n, grain, body)
     }
 }
 
-/// Runs `f` with one slot a row: in the workspace if the host lent enough, else on the heap.
-pub fn with_slots<R>(call: &LossCall<'_>, rows: usize, f: impl FnOnce(&mut [Slot]) -> R) -> R {
+/// Runs `f` with one slot a row and the rest of the workspace: slots on the heap if the host lent too little.
+pub fn with_slots<R>(
+    call: &LossCall<'_>,
+    rows: usize,
+    f: impl FnOnce(&mut [Slot], &mut [u8]) -> R,
+) -> R {
     let (start, bytes) = call.workspace();
-    let start = start.cast::<Slot>();
-    let fits = bytes as usize >= rows * size_of::<Slot>() && !start.is_null() && start.is_aligned();
-    if !fits {
-        return f(&mut vec![Slot::default(); rows]);
+    let slots = start.cast::<Slot>();
+    let used = slot_bytes(rows);
+    if (bytes as usize) < used || start.is_null() || !slots.is_aligned() {
+        return f(&mut vec![Slot::default(); rows], &mut []);
     }
     for n in 0..rows {
         // SAFETY: inside the workspace, checked above (limbeck.h, lmb_loss_call.workspace).
-        unsafe { start.add(n).write(Slot::default()) };
+        unsafe { slots.add(n).write(Slot::default()) };
     }
     // SAFETY: just written; the workspace is this call's alone.
-    f(unsafe { std::slice::from_raw_parts_mut(start, rows) })
+    let slots = unsafe { std::slice::from_raw_parts_mut(slots, rows) };
+    // SAFETY: as above, past the slots; bytes of any content.
+    let rest = unsafe { std::slice::from_raw_parts_mut(start.add(used), bytes as usize - used) };
+    f(slots, rest)
+}
+
+/// Bytes of the slots of so many rows; what follows them is aligned for any register.
+pub const fn slot_bytes(rows: usize) -> usize {
+    (rows * size_of::<Slot>()).next_multiple_of(64)
 }

@@ -12,6 +12,14 @@ fn array(view: &View<'_>) -> Result<Array> {
     Ok(Array { shape, data: view.to_vec::<f64>()? })
 }
 
+/// A refusal as the contract names it.
+pub fn refusal(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::Shape(message) => Error::invalid_argument(message),
+        Refusal::Data(message) => Error::bad_data(message),
+    }
+}
+
 /// Value, metrics and gradients.
 pub fn compute(spec: &Spec, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
     let views = call.inputs();
@@ -25,13 +33,13 @@ pub fn compute(spec: &Spec, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
     for (index, param) in params.iter().enumerate() {
         inputs.insert(param.name.clone(), array(&call.param(index)?)?);
     }
-    let outcome = evaluate(spec, &inputs, call.normalizer()).map_err(|refusal| match refusal {
-        Refusal::Shape(message) => Error::invalid_argument(message),
-        Refusal::Data(message) => Error::bad_data(message),
-    })?;
+    let outcome = evaluate(spec, &inputs, call.normalizer()).map_err(refusal)?;
     call.set_value(outcome.value)?;
     call.set_metric(0, outcome.dead_rows)?;
-    call.set_metric(1, outcome.nonfinite_rows)?;
+    // Losses on items other than rows of logits do not count them: one stands for all. The value is told as f32.
+    let told = (outcome.value as f32).is_finite() || outcome.nonfinite_rows > 0.0;
+    let nonfinite = if told { outcome.nonfinite_rows } else { 1.0 / call.normalizer() };
+    call.set_metric(1, nonfinite)?;
     let none = |name: &str| Error::internal(format!("no gradient of `{name}`"));
     for (index, port) in ports.inputs().enumerate().filter(|(_, port)| port.is_differentiable()) {
         if let Some(mut grad) = call.grad(index)? {

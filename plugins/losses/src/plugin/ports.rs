@@ -12,8 +12,13 @@ const FLAGS: &[DType] = &[DType::I64, DType::U8, DType::I32, DType::F32];
 pub fn of(spec: &Spec) -> Ports {
     let ports = match spec {
         Spec::Dense(dense) => dense_ports(dense),
-        Spec::CrossEntropy(_) => Ports::new().with(student_logits()).labelled().with(class_mask()),
+        Spec::CrossEntropy(_) => {
+            let ports = Ports::new().with(student_logits()).labelled().with(class_mask());
+            ports.with(row_classes())
+        }
+        Spec::Bce(_) => Ports::new().with(student_logits()).labelled().with(class_mask()),
         Spec::Sparse(sparse) => sparse_ports(sparse),
+        Spec::Linear(linear) => linear_ports(linear),
         Spec::Dist(dist) => {
             let teacher = if dist.vocab == Vocab::Strict { "N,V" } else { "N,Vt" };
             let ports = Ports::new().with(student_logits()).input("teacher.logits", teacher);
@@ -40,6 +45,11 @@ fn class_mask() -> Port {
     Port::input("class_mask", "V").dtypes(FLAGS).optional().doc("0: the column leaves both sides")
 }
 
+fn row_classes() -> Port {
+    let doc = "0: the column leaves the softmax of that row; a batch column of streams whose tasks have own classes";
+    Port::input("row_classes", "N,V").dtypes(FLAGS).optional().doc(doc)
+}
+
 fn dense_ports(dense: &Dense) -> Ports {
     let uld = dense.divergence == Divergence::Uld;
     let teacher = if dense.vocab == Vocab::Strict && !uld { "N,V" } else { "N,Vt" };
@@ -48,6 +58,19 @@ fn dense_ports(dense: &Dense) -> Ports {
     );
     let ports = if dense.divergence.needs_labels() { ports.labelled() } else { ports.counting() };
     if uld { ports } else { ports.with(class_mask()) }
+}
+
+fn linear_ports(linear: &Linear) -> Ports {
+    let width = if linear.dense.vocab == Vocab::Strict { "V" } else { "Vt" };
+    let head = "bind it to the student's output layer, such as student.params.lm_head.weight";
+    let teacher = |name: &str, shape: String| Port::input(name, shape).optional();
+    Ports::new()
+        .with(Port::input("student.hidden", "N,H").differentiable().doc("states under the head"))
+        .with(Port::input("student.head", "V,H").differentiable().doc(head))
+        .with(teacher("teacher.logits", format!("N,{width}")).doc("or the two below"))
+        .with(teacher("teacher.hidden", "N,Ht".into()).doc("the teacher's states"))
+        .with(teacher("teacher.head", format!("{width},Ht")).doc("the teacher's head, constant"))
+        .counting()
 }
 
 fn sparse_ports(sparse: &Sparse) -> Ports {

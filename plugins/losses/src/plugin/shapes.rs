@@ -20,6 +20,16 @@ pub fn check(spec: &Spec, inputs: &Views<'_>) -> Result<()> {
     match spec {
         Spec::Dense(dense) => check_dense(dense, inputs),
         Spec::Dist(_) => refuse_weights(inputs),
+        Spec::Linear(_) => {
+            let bound = |name: &str| Ok::<bool, Error>(inputs.named(name)?.is_some());
+            let product = [bound("teacher.hidden")?, bound("teacher.head")?];
+            match (bound("teacher.logits")?, product) {
+                (true, [false, false]) | (false, [true, true]) => Ok(()),
+                _ => Err(Error::invalid_argument(
+                    "bind either `teacher.logits` or `teacher.hidden` and `teacher.head`",
+                )),
+            }
+        }
         Spec::Batch(batch) => {
             refuse_weights(inputs)?;
             let two_sets = matches!(batch, Batch::Mmd { .. } | Batch::Coral);

@@ -3,10 +3,10 @@
 //! Refuses unequal widths under `strict`, labels out of range and on a removed column. Invariant: removed
 //! columns and uncounted rows keep a gradient of exactly 0.
 
-use super::divergence::{Row, compare};
+use super::divergence::{Row, compare, sigmoid};
 use super::softmax::{dead, log_softmax, times};
 use super::{Array, Inputs, Outcome, Refusal, Rows, required, same_dim};
-use crate::settings::{CrossEntropy, Dense, Divergence, NonFinite, Vocab};
+use crate::settings::{Bce, CrossEntropy, Dense, Divergence, NonFinite, Vocab};
 
 /// Columns of the student that take part, and for each whether the teacher has it.
 pub struct Columns {
@@ -38,6 +38,12 @@ impl Columns {
         }
         let kept = (0..width).filter(|&v| mask.is_none_or(|mask| mask.data[v] != 0.0));
         Ok(Self { kept: kept.map(|v| (v, v < teacher)).collect() })
+    }
+
+    /// Those that `row_classes` leaves in one row.
+    fn of_row(&self, mask: Option<&[f64]>) -> Self {
+        let kept = self.kept.iter().copied();
+        Self { kept: kept.filter(|(v, _)| mask.is_none_or(|mask| mask[*v] != 0.0)).collect() }
     }
 
     pub fn student(&self, row: &[f64]) -> Vec<f64> {
@@ -183,6 +189,44 @@ fn compare_live(dense: &Dense, s: &[f64], t: &[f64], label: Option<usize>) -> Ro
     Row { value: row.value, grad }
 }
 
+/// Mean over kept columns of softplus(s_v) − s_v·1[v = y]; a label on a removed column makes every target 0.
+///
+/// Source: Rebuffi et al. 2017 (arXiv 1611.07725), equation 1.
+pub fn binary(bce: &Bce, inputs: &Inputs, normalizer: f64) -> Result<Outcome, Refusal> {
+    let s = required(inputs, "student.logits")?;
+    required(inputs, "labels")?;
+    let rows = Rows::new(inputs, s.dim(0))?;
+    let columns = Columns::new(inputs, Vocab::Strict, s.dim(1), s.dim(1))?;
+    let mut sum = Sum::new(normalizer, bce.non_finite);
+    let mut grad = Array::zeros_like(s);
+    for n in rows.counted() {
+        let class = rows.label(n, s.dim(1))?.unwrap_or(0);
+        let weight = rows.weight(n);
+        if weight == 0.0 {
+            continue;
+        }
+        let z = columns.student(s.row(n));
+        let live = z.iter().filter(|&&v| v != f64::NEG_INFINITY).count() as f64;
+        if live == 0.0 {
+            sum.dead_row();
+            continue;
+        }
+        let label = columns.position(class);
+        let (mut value, mut row) = (0.0, vec![0.0; z.len()]);
+        for (v, &x) in
+            z.iter().enumerate().filter(|(v, x)| **x != f64::NEG_INFINITY || label == Some(*v))
+        {
+            let target = if label == Some(v) { 1.0 } else { 0.0 };
+            value += (x.max(0.0) + (-x.abs()).exp().ln_1p() - times(target, x)) / live;
+            row[v] = (sigmoid(x) - target) / live;
+        }
+        if sum.row(value, weight, true) {
+            columns.scatter(&row, weight / normalizer, grad.row_mut(n));
+        }
+    }
+    Ok(sum.finish([("student.logits", grad)]))
+}
+
 /// −Σ y′ ln softmax(s), y′ = (1−ε)e_y + ε/V over live columns.
 pub fn cross_entropy(
     ce: &CrossEntropy,
@@ -192,11 +236,13 @@ pub fn cross_entropy(
     let s = required(inputs, "student.logits")?;
     required(inputs, "labels")?;
     let rows = Rows::new(inputs, s.dim(0))?;
-    let columns = Columns::new(inputs, Vocab::Strict, s.dim(1), s.dim(1))?;
+    let all = Columns::new(inputs, Vocab::Strict, s.dim(1), s.dim(1))?;
+    let own = inputs.get("row_classes");
     let mut sum = Sum::new(normalizer, ce.non_finite);
     let mut grad = Array::zeros_like(s);
     for n in rows.counted() {
         let class = rows.label(n, s.dim(1))?.unwrap_or(0);
+        let columns = all.of_row(own.map(|mask| mask.row(n)));
         let label = kept_label(&columns, class, n)?;
         let weight = rows.weight(n);
         if weight == 0.0 {

@@ -153,7 +153,7 @@ fn logit_mse(s: &[f64], t: &[f64]) -> Row {
     Row { value, grad: s.iter().zip(t).map(|(s, t)| 2.0 * (s - t) / width).collect() }
 }
 
-fn sigmoid(x: f64) -> f64 {
+pub(super) fn sigmoid(x: f64) -> f64 {
     if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
 }
 

@@ -12,6 +12,7 @@ mod dist;
 mod divergence;
 mod hidden;
 mod items;
+mod linear;
 mod maps;
 mod matrix;
 mod relation;
@@ -24,6 +25,7 @@ use crate::settings::Spec;
 use std::collections::BTreeMap;
 
 pub(crate) use items::Rows;
+pub(crate) use sparse::{SparseRow, teacher as sparse_teacher};
 
 /// A tensor in row-major order; integers (labels, masks, indices) are held exactly.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +98,8 @@ pub fn evaluate(spec: &Spec, inputs: &Inputs, normalizer: f64) -> Result<Outcome
     match spec {
         Spec::Dense(dense) => dense::evaluate(dense, inputs, normalizer),
         Spec::CrossEntropy(ce) => dense::cross_entropy(ce, inputs, normalizer),
+        Spec::Bce(bce) => dense::binary(bce, inputs, normalizer),
+        Spec::Linear(linear) => linear::evaluate(linear, inputs, normalizer),
         Spec::Sparse(sparse) => sparse::evaluate(sparse, inputs, normalizer),
         Spec::Dist(dist) => dist::evaluate(dist, inputs, normalizer),
         Spec::Hidden(hidden) => hidden::evaluate(hidden, inputs, normalizer),

@@ -1,6 +1,6 @@
 //! Forward KL against a teacher that kept only its top-k, losses.md section 2.
 //!
-//! Refuses indices out of range and duplicates, and raw logits without a tail where the tail is part of the
+//! Refuses indices out of range and duplicates, log-probabilities that no distribution has, and raw logits without a tail where the tail is part of the
 //! formula. Index −1 is an absent entry. p_r and q_r are the masses outside the kept set.
 
 use super::dense::Sum;
@@ -32,6 +32,7 @@ pub fn evaluate(sparse: &Sparse, inputs: &Inputs, normalizer: f64) -> Result<Out
     for n in rows.counted() {
         rows.label(n, s.dim(1))?;
         let kept = kept_set(indices.row(n), s.dim(1), n)?;
+        possible(sparse, &kept, values.row(n), n)?;
         let weight = rows.weight(n);
         if weight == 0.0 {
             continue;
@@ -53,6 +54,31 @@ pub fn evaluate(sparse: &Sparse, inputs: &Inputs, normalizer: f64) -> Result<Out
     Ok(sum.finish([("student.logits", grad)]))
 }
 
+/// A sparse teacher's row as probabilities.
+pub(crate) struct SparseRow {
+    /// Kept columns with ln p, ascending.
+    pub kept: Vec<(usize, f64)>,
+    /// ln of the mass outside.
+    pub rest: f64,
+}
+
+/// What the teacher says; `None` if it has no live entry.
+pub(crate) fn teacher(
+    sparse: &Sparse,
+    (indices, values): (&[f64], &[f64]),
+    tail: Option<f64>,
+    width: usize,
+    n: usize,
+) -> Result<Option<SparseRow>, Refusal> {
+    let kept = kept_set(indices, width, n)?;
+    possible(sparse, &kept, values, n)?;
+    Ok(teacher_row(sparse, &kept, values, tail).map(|(lp, rest)| {
+        let mut kept: Vec<(usize, f64)> = kept.iter().zip(lp).map(|(k, lp)| (k.1, lp)).collect();
+        kept.sort_by_key(|(column, _)| *column);
+        SparseRow { kept, rest }
+    }))
+}
+
 /// Present entries: (place in the row of indices, column).
 fn kept_set(indices: &[f64], width: usize, n: usize) -> Result<Vec<(usize, usize)>, Refusal> {
     let mut kept: Vec<(usize, usize)> = Vec::with_capacity(indices.len());
@@ -65,13 +91,39 @@ fn kept_set(indices: &[f64], width: usize, n: usize) -> Result<Vec<(usize, usize
                 "row {n}: top-k index {index} is outside 0..{width}"
             )));
         }
-        let column = index as usize;
-        if kept.iter().any(|&(_, other)| other == column) {
-            return Err(Refusal::Data(format!("row {n}: top-k index {column} appears twice")));
-        }
-        kept.push((place, column));
+        kept.push((place, index as usize));
+    }
+    let mut columns: Vec<usize> = kept.iter().map(|&(_, column)| column).collect();
+    columns.sort_unstable();
+    if let Some(pair) = columns.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Refusal::Data(format!("row {n}: top-k index {} appears twice", pair[0])));
     }
     Ok(kept)
+}
+
+/// Kept mass above which log-probabilities cannot be meant: 16-bit ones round to at most this.
+const MOST: f64 = 1.01;
+
+/// Refuses log-probabilities above 0, or that add up to more than 1. NaN passes and makes the row NaN.
+fn possible(
+    sparse: &Sparse,
+    kept: &[(usize, usize)],
+    values: &[f64],
+    n: usize,
+) -> Result<(), Refusal> {
+    if sparse.values == TopkValues::Logits {
+        return Ok(());
+    }
+    if let Some(&(place, _)) = kept.iter().find(|&&(place, _)| values[place] > 0.0) {
+        let (value, hint) = (values[place], "raw logits need `values: logits`");
+        return Err(Refusal::Data(format!("row {n}: log-probability {value} is above 0; {hint}")));
+    }
+    let mass: f64 = kept.iter().map(|&(place, _)| values[place].exp()).sum();
+    if mass > MOST {
+        let hint = "raw logits need `values: logits`";
+        return Err(Refusal::Data(format!("row {n}: kept probabilities add up to {mass}; {hint}")));
+    }
+    Ok(())
 }
 
 /// ln p on the kept set and of the rest; `None` if the teacher has no live entry.
@@ -117,6 +169,10 @@ fn compare(
     let lq_rest = log_sum_exp(&outside);
     let lq_kept: Vec<f64> = kept.iter().map(|&(_, v)| lq[v]).collect();
     let shift = if mode == SparseMode::BothRenorm { log_sum_exp(&lq_kept) } else { 0.0 };
+    if shift == f64::NEG_INFINITY {
+        // The student has no mass on the kept set: nothing to renormalise.
+        return (f64::INFINITY, vec![0.0; lq.len()]);
+    }
     let mut value: f64 =
         lp.iter().zip(&lq_kept).map(|(&p, &q)| times(p.exp(), p - (q - shift))).sum();
     if mode == SparseMode::Tail {

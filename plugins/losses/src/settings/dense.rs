@@ -151,6 +151,13 @@ pub struct CrossEntropy {
     pub non_finite: NonFinite,
 }
 
+/// Binary cross-entropy with hard labels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bce {
+    /// Infinite rows.
+    pub non_finite: NonFinite,
+}
+
 /// DIST.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dist {
@@ -375,6 +382,19 @@ impl Settings for CeSettings {
         let ok = |e: f64| (0.0..1.0).contains(&e);
         let smoothing = within("/label_smoothing", self.label_smoothing, ok, "from 0 to below 1")?;
         Ok(Spec::CrossEntropy(CrossEntropy { smoothing, non_finite: self.non_finite }))
+    }
+}
+
+settings! {
+    /// `limbeck.bce`: mean over kept classes of binary cross-entropy with hard labels (arXiv 1611.07725).
+    BceSettings {
+        /// What becomes of a row whose loss is not finite.
+        non_finite: NonFinite = NonFinite::Propagate,
+    }
+}
+impl Settings for BceSettings {
+    fn resolve(&self) -> Result<Spec, BadSetting> {
+        Ok(Spec::Bce(Bce { non_finite: self.non_finite }))
     }
 }
 

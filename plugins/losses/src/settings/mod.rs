@@ -6,6 +6,7 @@
 mod batch;
 mod dense;
 mod items;
+mod linear;
 mod macros;
 mod sparse;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 pub use batch::*;
 pub use dense::*;
 pub use items::*;
+pub use linear::*;
 pub use sparse::*;
 
 use serde::de::DeserializeOwned;
@@ -49,10 +51,14 @@ pub enum Spec {
     Dense(Dense),
     /// Hard labels.
     CrossEntropy(CrossEntropy),
+    /// Hard labels, a sigmoid per class.
+    Bce(Bce),
     /// The teacher kept only its top-k.
     Sparse(Sparse),
     /// Pearson correlations within rows and columns.
     Dist(Dist),
+    /// A dense loss on hidden states times a head.
+    Linear(Linear),
     /// A loss on hidden states, row by row.
     Hidden(Hidden),
     /// A loss on attention, sequence by sequence.
@@ -122,10 +128,12 @@ pub fn parse(id: &str, config: &serde_json::Value) -> Result<Spec, BadSetting> {
         "dkd" => read::<DkdSettings>,
         "dist" => read::<DistSettings>,
         "ce" => read::<CeSettings>,
+        "bce" => read::<BceSettings>,
         "logit_std" => read::<LogitStdSettings>,
         "bce_kd" => read::<BceKdSettings>,
         "uld" => read::<UldSettings>,
         "lwf" => read::<LwfSettings>,
+        "fused_linear" => read::<FusedLinearSettings>,
         "topk_tail" => read::<TopkTailSettings>,
         "topk_teacher_renorm" => read::<TopkTeacherRenormSettings>,
         "topk_both_renorm" => read::<TopkBothRenormSettings>,

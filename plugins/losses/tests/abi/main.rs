@@ -2,8 +2,11 @@
 
 mod buffer;
 mod contract;
+mod extremes;
+mod fused;
 mod golden_cases;
 mod host;
+mod peers;
 mod speed;
 mod types;
 

@@ -94,12 +94,12 @@ pub fn launches() -> i64 {
     }
 }
 
-/// Starts threads last to first.
-pub fn reverse(reversed: bool) {
+/// Threads take turns at random instead of in order.
+pub fn shuffle(shuffled: bool) {
     // SAFETY: as declared in driver.cc.
     unsafe {
-        let set = emulator().get::<unsafe extern "C" fn(c_int)>(b"limbeck_emulate_reverse");
-        set.expect("driver.cc")(c_int::from(reversed));
+        let set = emulator().get::<unsafe extern "C" fn(c_int)>(b"limbeck_emulate_shuffled");
+        set.expect("driver.cc")(c_int::from(shuffled));
     }
 }
 

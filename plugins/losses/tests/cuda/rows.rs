@@ -3,7 +3,7 @@
 //! Bounds: 5e-6 of the gradient's norm, one rounding of every probability, and what 16 bits cost.
 
 use crate::buffer::Buffer;
-use crate::emulator::{AMPERE, HOPPER, on, reverse};
+use crate::emulator::{AMPERE, HOPPER, on, shuffle};
 use crate::host::{Options, Outcome, run};
 use crate::reference::{Array, Inputs, evaluate};
 use limbeck_losses::settings::parse;
@@ -208,9 +208,9 @@ fn bits_depend_neither_on_the_order_of_threads_nor_on_the_batch() {
             let inputs = rounded(&logits(2056), BF16);
             let options = Options::of(BF16, 2.0);
             let forward = run(loss, &params, &inputs, options).expect("computes");
-            reverse(true);
+            shuffle(true);
             let backward = run(loss, &params, &inputs, options).expect("computes");
-            reverse(false);
+            shuffle(false);
             assert_eq!(forward, backward, "{loss}");
             let mut last = inputs.clone();
             for (name, array) in &mut last {

@@ -25,6 +25,8 @@ pub trait CandleStudent: Send + Sized + 'static {
     const SUMMARY: &'static str = "";
     /// See [`crate::Loss::FEATURES`].
     const FEATURES: &'static [&'static str] = &["deterministic"];
+    /// Offers `folder_config`.
+    const FOLDER: bool = false;
     /// Settings: what stands under `with`.
     type Config: Settings;
 
@@ -46,6 +48,13 @@ pub trait CandleStudent: Send + Sized + 'static {
     /// Shapes that do not agree.
     fn estimate(_config: &Self::Config, _inputs: &Views<'_>) -> Result<Option<(u64, u64)>> {
         Ok(None)
+    }
+    /// \[main\] As [`Student::folder_config`].
+    ///
+    /// # Errors
+    /// A file that is missing or malformed.
+    fn folder_config(_config: &Self::Config) -> Result<serde_json::Value> {
+        Err(Error::unsupported("no Hugging Face form"))
     }
     /// \[step\] Builds the model from named weights.
     ///
@@ -102,6 +111,7 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
     const ID: &'static str = T::ID;
     const SUMMARY: &'static str = T::SUMMARY;
     const FEATURES: &'static [&'static str] = T::FEATURES;
+    const FOLDER: bool = T::FOLDER;
     type Config = T::Config;
     type Tape = Tape;
 
@@ -114,6 +124,9 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
     }
     fn estimate(&self, inputs: &Views<'_>) -> Result<Option<(u64, u64)>> {
         T::estimate(&self.config, inputs)
+    }
+    fn folder_config(&self) -> Result<serde_json::Value> {
+        T::folder_config(&self.config)
     }
     fn activate(&mut self, activation: &Activation<'_>) -> Result<()> {
         crate::limit_rayon(&activation.host(), true);

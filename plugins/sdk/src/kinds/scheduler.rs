@@ -59,7 +59,8 @@ unsafe extern "C" fn scheduler_plan<T: Scheduler>(
 ) -> abi::Status {
     let f = |body: &mut SchedulerBody<T>, _: &Shell<_>| {
         if body.schedule.is_none() {
-            body.schedule = Some(ScheduleTable::new(body.plugin.plan()?));
+            body.schedule =
+                Some(ScheduleTable::new(body.plugin.plan()?, &body.plugin.definition()));
         }
         match &body.schedule {
             // SAFETY: the host's struct; the table lives until `destroy` (limbeck.h, lmb_schedule).

@@ -28,6 +28,10 @@ impl<T: Student> StudentTable<T> {
         backward: student_backward::<T>,
         tape_release: student_tape_release::<T>,
     };
+    const FOLDER: &'static abi::Folder = &abi::Folder {
+        struct_size: abi::struct_size::<abi::Folder>(),
+        config: student_folder_config::<T>,
+    };
 }
 
 impl<T: Student> Body for StudentBody<T> {
@@ -36,6 +40,7 @@ impl<T: Student> Body for StudentBody<T> {
         match id {
             abi::TEACHER_ID => ptr::from_ref(StudentTable::<T>::TEACHER).cast(),
             abi::STUDENT_ID => ptr::from_ref(StudentTable::<T>::STUDENT).cast(),
+            abi::FOLDER_ID if T::FOLDER => ptr::from_ref(StudentTable::<T>::FOLDER).cast(),
             _ => ptr::null(),
         }
     }
@@ -61,6 +66,22 @@ unsafe extern "C" fn student_estimate<T: Student>(
     let f = |body: &mut StudentBody<T>, _: &Shell<_>| {
         // SAFETY: R5.
         unsafe { estimate(inputs, num_inputs, held, peak, |i| body.plugin.estimate(i)) }
+    };
+    // SAFETY: the host passes a live instance of this table.
+    unsafe { enter(plugin, error, When::Always, f) }
+}
+
+unsafe extern "C" fn student_folder_config<T: Student>(
+    plugin: *const abi::Plugin,
+    to: *const abi::Writer,
+    error: *mut abi::Error,
+) -> abi::Status {
+    let f = |body: &mut StudentBody<T>, _: &Shell<_>| {
+        let config = body.plugin.folder_config()?;
+        // SAFETY: R5.
+        let mut to = unsafe { crate::state::HostWriter::from_abi(to) }?;
+        let written = to.write_all(config.to_string().as_bytes());
+        written.map_err(|e| Error::internal(format!("the host takes no config: {e}")))
     };
     // SAFETY: the host passes a live instance of this table.
     unsafe { enter(plugin, error, When::Always, f) }

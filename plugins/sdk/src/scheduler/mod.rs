@@ -39,6 +39,11 @@ pub trait Scheduler: Send + Sized + 'static {
     /// # Errors
     /// None that a correct scheduler has.
     fn plan(&self) -> Result<Schedule>;
+    /// For the run's record, a JSON object: whose gradients importance is taken of and by what it is normalised, the factors
+    /// of a penalty, what a buffer keeps and when. A strength means nothing without it.
+    fn definition(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
     /// \[step\] Gets what is slow or large.
     ///
     /// # Errors
@@ -207,13 +212,14 @@ pub(crate) struct ScheduleTable {
     groups: Box<[abi::Group]>,
     terms: Box<[abi::Term]>,
     snapshots: Box<[abi::Str]>,
+    definition: Box<str>,
 }
 
 // SAFETY: plain owned data; the pointers lead into the table itself.
 unsafe impl Send for ScheduleTable {}
 
 impl ScheduleTable {
-    pub(crate) fn new(schedule: Schedule) -> Self {
+    pub(crate) fn new(schedule: Schedule, definition: &serde_json::Value) -> Self {
         let schedule = Box::new(schedule);
         let groups = schedule.groups.iter().map(|g| abi::Group {
             name: abi::Str::new(&g.name),
@@ -240,7 +246,10 @@ impl ScheduleTable {
         let terms = terms.collect();
         let snapshots = schedule.snapshots.iter().map(|s| abi::Str::new(s)).collect();
         let (events, claims) = (schedule.events, schedule.claims);
-        Self { _schedule: schedule, _inputs: inputs, events, claims, groups, terms, snapshots }
+        let definition = if definition.is_null() { String::new() } else { definition.to_string() };
+        let definition = definition.into_boxed_str();
+        let (_schedule, _inputs) = (schedule, inputs);
+        Self { _schedule, _inputs, events, claims, groups, terms, snapshots, definition }
     }
 
     /// Fills what the host may read; fields that the host's version lacks are left alone (R3).
@@ -252,15 +261,19 @@ impl ScheduleTable {
             return Err(Error::invalid_argument("the schedule to fill is too small"));
         }
         // SAFETY: the caller's promise; the size was checked.
-        let out = unsafe { &mut *out };
-        out.events = self.events;
-        out.claims = self.claims;
-        out.groups = self.groups.as_ptr();
-        out.num_groups = self.groups.len() as u64;
-        out.terms = self.terms.as_ptr();
-        out.num_terms = self.terms.len() as u64;
-        out.snapshots = self.snapshots.as_ptr();
-        out.num_snapshots = self.snapshots.len() as u64;
+        unsafe {
+            (*out).events = self.events;
+            (*out).claims = self.claims;
+            (*out).groups = self.groups.as_ptr();
+            (*out).num_groups = self.groups.len() as u64;
+            (*out).terms = self.terms.as_ptr();
+            (*out).num_terms = self.terms.len() as u64;
+            (*out).snapshots = self.snapshots.as_ptr();
+            (*out).num_snapshots = self.snapshots.len() as u64;
+            if abi::has!(out, abi::Schedule, definition) {
+                (*out).definition = abi::Str::new(&self.definition);
+            }
+        }
         Ok(())
     }
 }

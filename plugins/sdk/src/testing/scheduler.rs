@@ -55,6 +55,8 @@ pub struct MockSchedule {
     pub terms: Vec<MockTerm>,
     /// Snapshots.
     pub snapshots: Vec<String>,
+    /// JSON for the run's record.
+    pub definition: String,
 }
 
 /// Gradients of one row group: `None` is ABSENT.
@@ -153,6 +155,7 @@ impl MockInstance {
                     .iter()
                     .map(|s| text(*s).to_owned())
                     .collect(),
+                definition: text(out.definition).to_owned(),
             }
         })
     }

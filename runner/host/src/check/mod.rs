@@ -9,6 +9,7 @@ pub mod driver;
 mod config;
 mod descriptor;
 mod effects;
+mod events;
 mod file;
 mod library;
 mod lifecycle;

@@ -19,28 +19,47 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod text;
+mod token_cache;
 mod tokenize;
 
+pub(crate) use table::TOKEN_COLUMNS;
 pub use tokenize::TextEncoder;
 
 use crate::diagnostic::Diagnostics;
 use crate::plan::{Plan, Work};
 use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bits of a row id below the number of its source.
 const SOURCE_SHIFT: u32 = 40;
 
+/// Row id of the first row of the files that hold a row.
+pub(crate) fn first_id(row_id: i64) -> i64 {
+    row_id >> SOURCE_SHIFT << SOURCE_SHIFT
+}
+
 /// The datasets of a plan that could be read.
 pub struct Datasets {
     by_id: BTreeMap<String, Arc<Dataset>>,
-    encoder: Option<Arc<TextEncoder>>,
+}
+
+/// What becomes of the texts of datasets that are opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Tokenize<'a> {
+    /// They are tokenised.
+    #[default]
+    Always,
+    /// They are tokenised, or read from this directory, where tokens of the same files, columns and tokenizer were
+    /// kept.
+    Cached(&'a Path),
+    /// They are left alone: columns are known, batches of them cannot be had.
+    Never,
 }
 
 /// A named set of rows in memory. Columns: those of `tensors`; `labels` (i64); `input_ids` and `attention_mask` (i64)
-/// for text, with `token_type_ids` for pairs; always `row_ids` (i64): the number of the source (files and columns)
+/// for text, with `token_type_ids` for pairs, again as `NAME_input_ids` for each of `texts`; always `row_ids` (i64): the number of the source (files and columns)
 /// times 2^40 plus the row's position in the files, so filters and resuming do not change it and views of the same
 /// rows share it.
 pub struct Dataset {
@@ -58,6 +77,8 @@ pub struct ColumnSpec {
     pub dtype: DType,
     /// Shape of one row; -1 = differs from batch to batch (tokens).
     pub row_shape: Vec<i64>,
+    /// Set for tokens: columns with an equal entry are padded to one length.
+    pub tokenizer: Option<String>,
 }
 
 /// Some rows, ready for a model. Every column's first axis has `rows` entries.
@@ -71,14 +92,18 @@ pub struct Batch {
 
 impl Datasets {
     /// Reads every dataset that a stage uses; problems of one do not hide those of another.
-    pub fn open(plan: &Plan) -> (Self, Diagnostics) {
-        Self::open_only(plan, &used(plan))
+    pub fn open(plan: &Plan, tokenize: Tokenize<'_>) -> (Self, Diagnostics) {
+        Self::open_only(plan, &used(plan), tokenize)
     }
 
     /// Reads these datasets of the plan; ids that it does not have are left out.
-    pub fn open_only(plan: &Plan, ids: &BTreeSet<String>) -> (Self, Diagnostics) {
-        let opened = open::open(plan, ids);
-        (Self { by_id: opened.datasets, encoder: opened.encoder }, opened.problems)
+    pub fn open_only(
+        plan: &Plan,
+        ids: &BTreeSet<String>,
+        tokenize: Tokenize<'_>,
+    ) -> (Self, Diagnostics) {
+        let (by_id, problems) = open::open(plan, ids, tokenize);
+        (Self { by_id }, problems)
     }
 
     /// One of them, `None` if it could not be read.
@@ -89,11 +114,6 @@ impl Datasets {
     /// All that could be read, by id.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Dataset>> {
         self.by_id.values()
-    }
-
-    /// The tokenizer, if a dataset has text.
-    pub fn encoder(&self) -> Option<&Arc<TextEncoder>> {
-        self.encoder.as_ref()
     }
 
     /// Finds rows again by `row_ids`: the dataset and position of each. `None` for an unknown id. Of several views that
@@ -122,8 +142,10 @@ fn used(plan: &Plan) -> BTreeSet<String> {
         }
     }
     for stage in &plan.stages {
-        if let Work::Eval(eval) = &stage.work {
-            ids.extend(eval.data.iter().cloned());
+        match &stage.work {
+            Work::Eval(eval) => ids.extend(eval.data.iter().cloned()),
+            Work::Capture(capture) => ids.extend(capture.data.iter().cloned()),
+            Work::Train(_) | Work::Export(_) => {}
         }
     }
     ids
@@ -163,6 +185,40 @@ impl Dataset {
     pub fn gather(&self, rows: &[usize]) -> Batch {
         let rows: Vec<usize> = rows.iter().map(|position| self.rows[*position]).collect();
         self.table.gather(&rows)
+    }
+
+    /// Tokens of a row's longest text, by position; 0 without texts.
+    pub fn length(&self, position: usize) -> usize {
+        self.rows.get(position).map_or(0, |row| self.table.length(*row))
+    }
+
+    /// Tokens of a row in this batch column, by position; `None` if it is no column of tokens.
+    pub fn length_in(&self, column: &str, position: usize) -> Option<usize> {
+        self.table.length_in(column, *self.rows.get(position)?)
+    }
+
+    /// The tokenizer whose ids stand in a batch column.
+    pub fn encoder(&self, column: &str) -> Option<&Arc<TextEncoder>> {
+        let ids = |text: &&table::Encoded| {
+            column.strip_prefix(&text.prefix).is_some_and(|c| c == table::TOKEN_COLUMNS[0])
+        };
+        self.table.texts.iter().find(ids).map(|text| &text.encoder)
+    }
+
+    /// Says what its rows are read from: equal for equal files (by SHA-256), columns and tokenizers, whatever rows of
+    /// the files it keeps and whatever their labels. Hex.
+    pub fn source(&self) -> &str {
+        &self.table.source
+    }
+
+    /// Places of its rows in the files, ascending.
+    pub fn places(&self) -> &[usize] {
+        &self.rows
+    }
+
+    /// Row id of the first row of the files.
+    pub fn first_id(&self) -> i64 {
+        self.table.first_id
     }
 
     /// Row id of a position.

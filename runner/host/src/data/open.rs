@@ -5,9 +5,12 @@
 
 use super::column::{Builder, Request, column_name};
 use super::problem::Problems;
-use super::table::{Encoded, Stored, Table};
+use super::table::{Encoded, Stored, TOKEN_COLUMNS, Table};
 use super::tokenize::TextEncoder;
-use super::{Dataset, SOURCE_SHIFT, csv, files, filter, idx, jsonl, npy, parquet, raw, text};
+use super::{
+    Dataset, SOURCE_SHIFT, Tokenize, csv, files, filter, idx, jsonl, npy, parquet, raw, text,
+    token_cache,
+};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::plan::{Column, DatasetPlan, Format, Plan};
 use rayon::prelude::*;
@@ -16,12 +19,8 @@ use std::collections::btree_map::{BTreeMap, Entry};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What could be read, and what is wrong.
-pub(super) struct Opened {
-    pub(super) datasets: BTreeMap<String, Arc<Dataset>>,
-    pub(super) encoder: Option<Arc<TextEncoder>>,
-    pub(super) problems: Diagnostics,
-}
+/// Tokenizers that could be read, by the name under `tokenizers`; `""`: `tokenizer`.
+type Encoders = BTreeMap<String, Arc<TextEncoder>>;
 
 /// Datasets that read the same files.
 struct Unit<'a> {
@@ -36,24 +35,32 @@ struct Member<'a> {
     first_id: i64,
     numbers: Vec<(String, usize)>,
     label: Option<usize>,
-    text: Option<usize>,
-    pair: Option<usize>,
+    texts: Vec<Text>,
 }
 
-pub(super) fn open(plan: &Plan, ids: &BTreeSet<String>) -> Opened {
+/// A text of a dataset: name of the tokenizer (`""`: the pipeline's), requests of text and pair.
+pub(super) type Text = (String, usize, Option<usize>);
+
+/// What all units share.
+struct Around<'a> {
+    base: &'a Path,
+    encoders: &'a Encoders,
+    tokenize: Tokenize<'a>,
+}
+
+/// Datasets by id, and what is wrong.
+pub(super) fn open(
+    plan: &Plan,
+    ids: &BTreeSet<String>,
+    tokenize: Tokenize<'_>,
+) -> (BTreeMap<String, Arc<Dataset>>, Diagnostics) {
     let mut problems = Vec::new();
     let wanted: Vec<&DatasetPlan> = ids.iter().filter_map(|id| plan.datasets.get(id)).collect();
-    let encoder = match &plan.tokenizer {
-        Some(tokenizer) if wanted.iter().any(|d| needs_tokens(d)) => TextEncoder::open(tokenizer)
-            .map_err(|problem| problems.push(problem))
-            .ok()
-            .map(Arc::new),
-        _ => None,
-    };
+    let encoders = encoders(plan, &wanted, &mut problems);
     let sources = source_ids(plan);
     let mut units: Vec<Unit> = Vec::new();
     for dataset in wanted {
-        match check(dataset, plan.tokenizer.is_some()) {
+        match check(dataset, plan) {
             Ok(files) => {
                 let first_id = sources.get(&dataset.id).copied().unwrap_or(0);
                 join(&mut units, dataset, files, first_id);
@@ -61,25 +68,68 @@ pub(super) fn open(plan: &Plan, ids: &BTreeSet<String>) -> Opened {
             Err(found) => problems.extend(found),
         }
     }
+    let around = Around { base: &plan.base_dir, encoders: &encoders, tokenize };
     let results: Vec<(Vec<Dataset>, Diagnostics)> =
-        units.into_par_iter().map(|unit| unit.read(&plan.base_dir, encoder.as_ref())).collect();
+        units.into_par_iter().map(|unit| unit.read(&around)).collect();
     let mut datasets = BTreeMap::new();
     for (read, found) in results {
         datasets.extend(read.into_iter().map(|d| (d.id.clone(), Arc::new(d))));
         problems.extend(found);
     }
-    Opened { datasets, encoder, problems }
+    (datasets, problems)
+}
+
+/// The tokenizers that the datasets need.
+fn encoders(plan: &Plan, datasets: &[&DatasetPlan], problems: &mut Diagnostics) -> Encoders {
+    let own = plan.tokenizer.iter().map(|t| (String::new(), t));
+    let named = plan.tokenizers.iter().map(|(name, t)| (name.clone(), t));
+    let needed = |name: &str| {
+        datasets.iter().any(|d| match name {
+            "" => has_main_text(d),
+            name => d.texts.contains_key(name),
+        })
+    };
+    let mut encoders = Encoders::new();
+    for (name, tokenizer) in own.chain(named).filter(|(name, _)| needed(name)) {
+        match TextEncoder::open(tokenizer) {
+            Ok(encoder) => drop(encoders.insert(name, Arc::new(encoder))),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    encoders
+}
+
+/// Whether `tokenizer` has work here.
+fn has_main_text(dataset: &DatasetPlan) -> bool {
+    dataset.text.is_some() || dataset.format == Format::Text && dataset.texts.is_empty()
 }
 
 fn needs_tokens(dataset: &DatasetPlan) -> bool {
-    dataset.text.is_some() || dataset.format == Format::Text
+    has_main_text(dataset) || !dataset.texts.is_empty()
+}
+
+/// Name of the tokenizer and columns of every text of a dataset.
+fn texts(dataset: &DatasetPlan) -> Vec<(String, Column, Option<Column>)> {
+    let lines = has_main_text(dataset) && dataset.format == Format::Text;
+    let own = match &dataset.text {
+        _ if lines => Some((String::new(), Column::Index(0), None)),
+        Some(text) => Some((String::new(), text.column.clone(), text.pair.clone())),
+        None => None,
+    };
+    let named = dataset.texts.iter().map(|(n, t)| (n.clone(), t.column.clone(), t.pair.clone()));
+    own.into_iter().chain(named).collect()
+}
+
+/// `""` or `big_`.
+fn prefix(name: &str) -> String {
+    if name.is_empty() { String::new() } else { format!("{name}_") }
 }
 
 /// First row id of each dataset. Equal files and columns give equal ids; nothing but the plan decides.
 fn source_ids(plan: &Plan) -> BTreeMap<String, i64> {
     let same = |a: &DatasetPlan, b: &DatasetPlan| {
-        (a.format, &a.paths, &a.text, &a.label, a.ignore_label)
-            == (b.format, &b.paths, &b.text, &b.label, b.ignore_label)
+        (a.format, &a.paths, &a.text, &a.texts, &a.label, a.ignore_label)
+            == (b.format, &b.paths, &b.text, &b.texts, &b.label, b.ignore_label)
             && a.tensors.len() == b.tensors.len()
             && a.tensors.iter().zip(&b.tensors).all(|((n, t), (m, u))| {
                 n == m
@@ -100,23 +150,31 @@ fn source_ids(plan: &Plan) -> BTreeMap<String, i64> {
 }
 
 /// Problems that the plan could not see; the files otherwise.
-fn check(dataset: &DatasetPlan, has_tokenizer: bool) -> Result<Vec<PathBuf>, Diagnostics> {
+fn check(dataset: &DatasetPlan, plan: &Plan) -> Result<Vec<PathBuf>, Diagnostics> {
     let place = |problem: Diagnostic| {
         problem.at(dataset.span.clone()).within(format!("dataset `{}`", dataset.id))
     };
     let mut problems = Vec::new();
-    if needs_tokens(dataset) && !has_tokenizer {
+    if has_main_text(dataset) && plan.tokenizer.is_none() {
         problems.push(place(
             Diagnostic::error("LMB0515", "text needs a `tokenizer`")
                 .help("add `tokenizer: {path: DIRECTORY}` at the top level"),
         ));
     }
-    let mut taken: BTreeSet<&str> = BTreeSet::from(["row_ids"]);
-    if dataset.label.is_some() {
-        taken.insert("labels");
+    for name in dataset.texts.keys().filter(|name| !plan.tokenizers.contains_key(*name)) {
+        problems.push(place(
+            Diagnostic::error("LMB0515", format!("the text for `{name}` needs that tokenizer"))
+                .help(format!(
+                    "add `tokenizers: {{{name}: {{path: DIRECTORY}}}}` at the top level"
+                )),
+        ));
     }
-    if needs_tokens(dataset) {
-        taken.extend(["input_ids", "attention_mask", "token_type_ids"]);
+    let mut taken: BTreeSet<String> = BTreeSet::from(["row_ids".to_owned()]);
+    if dataset.label.is_some() {
+        taken.insert("labels".into());
+    }
+    for (name, ..) in texts(dataset) {
+        taken.extend(TOKEN_COLUMNS.map(|column| format!("{}{column}", prefix(&name))));
     }
     for name in dataset.tensors.keys().filter(|name| taken.contains(name.as_str())) {
         problems.push(place(Diagnostic::error(
@@ -163,21 +221,23 @@ fn join<'a>(units: &mut Vec<Unit<'a>>, plan: &'a DatasetPlan, files: Vec<PathBuf
     let label = plan.label.as_ref().map(|column| {
         request(Request::Label { column: column.clone(), ignore: plan.ignore_label })
     });
-    let lines = (plan.format == Format::Text).then_some(Column::Index(0));
-    let text = lines.as_ref().or(plan.text.as_ref().map(|t| &t.column)).cloned();
-    let text = text.map(|column| request(Request::Text { column }));
-    let pair = plan.text.as_ref().and_then(|t| t.pair.clone());
-    let pair = pair.map(|column| request(Request::Text { column }));
-    unit.members.push(Member { plan, first_id, numbers, label, text, pair });
+    let texts = texts(plan)
+        .into_iter()
+        .map(|(name, column, pair)| {
+            let text = request(Request::Text { column });
+            (name, text, pair.map(|column| request(Request::Text { column })))
+        })
+        .collect();
+    unit.members.push(Member { plan, first_id, numbers, label, texts });
 }
 
 impl Unit<'_> {
-    fn read(self, base: &Path, encoder: Option<&Arc<TextEncoder>>) -> (Vec<Dataset>, Diagnostics) {
+    fn read(self, around: &Around<'_>) -> (Vec<Dataset>, Diagnostics) {
         let ids: Vec<&str> = self.members.iter().map(|m| m.plan.id.as_str()).collect();
         let span = self.members.first().and_then(|m| m.plan.span.as_ref());
         let mut problems = Problems::new(&ids, span);
         let (columns, hashes) = rayon::join(
-            || self.columns(base, &mut problems),
+            || self.columns(around.base, &mut problems),
             || {
                 self.files.par_iter().map(|f| Ok((f.clone(), files::sha256(f)?))).collect::<Result<
                     Vec<_>,
@@ -206,7 +266,7 @@ impl Unit<'_> {
                 return (Vec::new(), problems.into_list());
             }
         };
-        self.datasets(columns, &hashes, encoder, problems)
+        self.datasets(columns, &hashes, around, problems)
     }
 
     /// Reads all columns; the second is the files that requests named themselves.
@@ -284,7 +344,7 @@ impl Unit<'_> {
         &self,
         columns: Vec<Stored>,
         hashes: &Arc<Vec<(PathBuf, String)>>,
-        encoder: Option<&Arc<TextEncoder>>,
+        around: &Around<'_>,
         problems: Problems,
     ) -> (Vec<Dataset>, Diagnostics) {
         let mut found = problems.into_list();
@@ -300,17 +360,18 @@ impl Unit<'_> {
                 Err(problem) => found.push(problem),
             }
         }
-        let mut encoded: BTreeMap<(usize, Option<usize>), Encoded> = BTreeMap::new();
+        let mut encoded: BTreeMap<&Text, Encoded> = BTreeMap::new();
         let mut datasets = Vec::new();
         for (member, rows, labels) in &selected {
-            let mut text = None;
-            if let Some(key) = member.text.map(|t| (t, member.pair)) {
-                let Some(encoder) = encoder else { continue };
-                if let Entry::Vacant(new) = encoded.entry(key) {
-                    let sharing =
-                        selected.iter().filter(|(m, ..)| m.text.map(|t| (t, m.pair)) == Some(key));
+            let mut texts = Vec::new();
+            for text in &member.texts {
+                // A tokenizer that could not be read was told already.
+                let Some(encoder) = around.encoders.get(&text.0) else { break };
+                if let Entry::Vacant(new) = encoded.entry(text) {
+                    let sharing = selected.iter().filter(|(m, ..)| m.texts.contains(text));
                     let wanted = sharing.flat_map(|(_, rows, _)| rows.iter().copied()).collect();
-                    match encode(&columns, key, encoder, &wanted) {
+                    let key = token_cache::Key { files: hashes, columns: &self.requests, text };
+                    match encode(&columns, &key, encoder, &wanted, around.tokenize) {
                         Ok(tokens) => drop(new.insert(tokens)),
                         Err(problem) => {
                             found.push(problem);
@@ -318,7 +379,10 @@ impl Unit<'_> {
                         }
                     }
                 }
-                text = encoded.get(&key).cloned();
+                texts.extend(encoded.get(text).cloned());
+            }
+            if texts.len() < member.texts.len() {
+                continue;
             }
             let numbers = member.numbers.iter().filter_map(|(name, i)| match columns.get(*i) {
                 Some(Stored::Numbers(numbers)) => Some((name.clone(), Arc::clone(numbers))),
@@ -327,7 +391,8 @@ impl Unit<'_> {
             let table = Table {
                 numbers: numbers.collect(),
                 labels: labels.clone(),
-                text,
+                source: self.source(member, hashes, &texts),
+                texts,
                 hashes: Arc::clone(hashes),
                 first_id: member.first_id,
             };
@@ -336,21 +401,66 @@ impl Unit<'_> {
         }
         (datasets, found)
     }
+
+    /// See [`Dataset::source`].
+    fn source(
+        &self,
+        member: &Member<'_>,
+        hashes: &[(PathBuf, String)],
+        texts: &[Encoded],
+    ) -> String {
+        let files: Vec<&str> = hashes.iter().map(|(_, hash)| hash.as_str()).collect();
+        let encoders: Vec<String> = texts.iter().map(|t| t.encoder.fingerprint()).collect();
+        let requests = |places: &mut dyn Iterator<Item = usize>| {
+            places.map(|i| format!("{:?}", self.requests.get(i))).collect::<Vec<_>>()
+        };
+        let numbers = requests(&mut member.numbers.iter().map(|(_, i)| *i));
+        let of_texts = |(name, text, pair): &Text| {
+            let columns = requests(&mut std::iter::once(*text).chain(*pair));
+            format!("{name:?} {columns:?}")
+        };
+        let columns: Vec<String> = member.texts.iter().map(of_texts).collect();
+        let all = format!("{:?} {files:?} {encoders:?} {numbers:?} {columns:?}", self.format);
+        crate::run::checkpoint::sha256(all.as_bytes())
+    }
 }
 
 fn encode(
     columns: &[Stored],
-    (text, pair): (usize, Option<usize>),
+    key: &token_cache::Key<'_>,
     encoder: &Arc<TextEncoder>,
     wanted: &BTreeSet<usize>,
+    tokenize: Tokenize<'_>,
 ) -> Result<Encoded, Diagnostic> {
     let texts = |index: usize| match columns.get(index) {
         Some(Stored::Texts(texts)) => Arc::clone(texts),
         _ => Arc::default(),
     };
-    let pairs = pair.map(texts);
-    let tokens = encoder.encode(&texts(text), pairs.as_deref(), wanted)?;
-    Ok(Encoded { tokens: Arc::new(tokens), encoder: Arc::clone(encoder) })
+    let (name, text, pair) = key.text;
+    let make = || {
+        let pairs = pair.map(texts);
+        encoder.encode(&texts(*text), pairs.as_deref(), wanted)
+    };
+    let tokens = match tokenize {
+        Tokenize::Never => None,
+        Tokenize::Always => Some(make()?),
+        Tokenize::Cached(dir) => {
+            let rows = texts(*text).rows();
+            Some(token_cache::read_or_make(
+                dir,
+                &key.file(encoder, wanted),
+                rows,
+                pair.is_some(),
+                make,
+            )?)
+        }
+    };
+    Ok(Encoded {
+        prefix: prefix(name),
+        tokens: tokens.map(Arc::new),
+        has_pair: pair.is_some(),
+        encoder: Arc::clone(encoder),
+    })
 }
 
 fn rows(builder: &Builder) -> usize {

@@ -6,8 +6,12 @@ use super::column::{Labels, Numbers, Texts};
 use super::tokenize::{TextEncoder, Tokens};
 use super::{Batch, ColumnSpec};
 use crate::tensor::{DType, Tensor};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Batch columns of a text; the last for pairs only.
+pub(crate) const TOKEN_COLUMNS: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
 
 /// A column as kept.
 #[derive(Clone)]
@@ -17,10 +21,14 @@ pub(super) enum Stored {
     Texts(Arc<Texts>),
 }
 
-/// Tokens of a dataset's text.
+/// A text column of a dataset and its tokens.
 #[derive(Clone)]
 pub(super) struct Encoded {
-    pub(super) tokens: Arc<Tokens>,
+    /// Begins the names of its batch columns: empty, or `big_`.
+    pub(super) prefix: String,
+    /// `None` in a survey, which has no batches of it.
+    pub(super) tokens: Option<Arc<Tokens>>,
+    pub(super) has_pair: bool,
     pub(super) encoder: Arc<TextEncoder>,
 }
 
@@ -29,7 +37,9 @@ pub(super) struct Table {
     /// Entries of `tensors`.
     pub(super) numbers: Vec<(String, Arc<Numbers>)>,
     pub(super) labels: Option<Arc<Labels>>,
-    pub(super) text: Option<Encoded>,
+    pub(super) texts: Vec<Encoded>,
+    /// Says what is read: equal for equal files, columns and tokenizers, whatever rows are kept.
+    pub(super) source: String,
     /// Files and their SHA-256.
     pub(super) hashes: Arc<Vec<(PathBuf, String)>>,
     /// Row id of the first row of the files.
@@ -38,20 +48,24 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn specs(&self) -> Vec<ColumnSpec> {
-        let spec =
-            |name: &str, dtype, row_shape| ColumnSpec { name: name.into(), dtype, row_shape };
+        let spec = |name: &str, dtype, row_shape| ColumnSpec {
+            name: name.into(),
+            dtype,
+            row_shape,
+            tokenizer: None,
+        };
         let mut specs: Vec<ColumnSpec> = self
             .numbers
             .iter()
             .map(|(name, column)| spec(name, column.dtype, dims(column)))
             .collect();
-        if let Some(text) = &self.text {
+        for text in &self.texts {
             let width = text.encoder.fixed_width().map_or(-1, |w| w as i64);
-            let names = ["input_ids", "attention_mask", "token_type_ids"];
-            let count = if text.tokens.has_types() { 3 } else { 2 };
-            specs.extend(
-                names.into_iter().take(count).map(|name| spec(name, DType::I64, vec![width])),
-            );
+            let count = if text.has_pair { 3 } else { 2 };
+            specs.extend(TOKEN_COLUMNS.into_iter().take(count).map(|name| ColumnSpec {
+                tokenizer: Some(text.prefix.clone()),
+                ..spec(&format!("{}{name}", text.prefix), DType::I64, vec![width])
+            }));
         }
         if self.labels.is_some() {
             specs.push(spec("labels", DType::I64, Vec::new()));
@@ -83,10 +97,25 @@ impl Table {
             integers("labels", rows.iter().map(|row| labels.values[*row]).collect());
         }
         integers("row_ids", rows.iter().map(|row| self.first_id + *row as i64).collect());
-        if let Some(text) = &self.text {
-            text.gather(rows, &mut batch);
+        for text in &self.texts {
+            text.gather(rows, &mut batch.columns);
         }
         batch
+    }
+
+    /// Tokens of a row's longest text; 0 without texts.
+    pub(super) fn length(&self, row: usize) -> usize {
+        let tokens = self.texts.iter().filter_map(|text| text.tokens.as_ref());
+        tokens.map(|tokens| tokens.ids(row).len()).max().unwrap_or(0)
+    }
+
+    /// Tokens of a row in a batch column, if that is a column of tokens.
+    pub(super) fn length_in(&self, column: &str, row: usize) -> Option<usize> {
+        let of = |text: &&Encoded| {
+            column.strip_prefix(&text.prefix).is_some_and(|name| TOKEN_COLUMNS.contains(&name))
+        };
+        let tokens = self.texts.iter().find(of)?.tokens.as_ref()?;
+        Some(tokens.ids(row).len())
     }
 }
 
@@ -95,32 +124,32 @@ fn dims(column: &Numbers) -> Vec<i64> {
 }
 
 impl Encoded {
-    fn gather(&self, rows: &[usize], batch: &mut Batch) {
-        let longest = rows.iter().map(|row| self.tokens.ids(*row).len()).max().unwrap_or(0);
+    fn gather(&self, rows: &[usize], columns: &mut BTreeMap<String, Tensor>) {
+        let Some(tokens) = &self.tokens else { return };
+        let longest = rows.iter().map(|row| tokens.ids(*row).len()).max().unwrap_or(0);
         let width = self.encoder.width(longest);
         let shape = [rows.len() as i64, width as i64];
         let cells = rows.len() * width;
         let mut ids = vec![i64::from(self.encoder.pad_id()); cells];
         let mut mask = vec![0i64; cells];
-        let mut types = self.tokens.has_types().then(|| vec![0i64; cells]);
+        let mut types = self.has_pair.then(|| vec![0i64; cells]);
         for (i, row) in rows.iter().enumerate() {
             let at = i * width;
-            let tokens = self.tokens.ids(*row);
-            for (j, id) in tokens.iter().enumerate() {
+            for (j, id) in tokens.ids(*row).iter().enumerate() {
                 ids[at + j] = i64::from(*id);
                 mask[at + j] = 1;
             }
-            if let (Some(types), Some(own)) = (&mut types, self.tokens.types(*row)) {
+            if let (Some(types), Some(own)) = (&mut types, tokens.types(*row)) {
                 for (to, from) in types[at..].iter_mut().zip(own) {
                     *to = i64::from(*from);
                 }
             }
         }
-        let columns = &mut batch.columns;
-        columns.insert("input_ids".into(), Tensor::from_slice(&ids, &shape));
-        columns.insert("attention_mask".into(), Tensor::from_slice(&mask, &shape));
-        if let Some(types) = types {
-            columns.insert("token_type_ids".into(), Tensor::from_slice(&types, &shape));
+        for (name, values) in TOKEN_COLUMNS.into_iter().zip([Some(ids), Some(mask), types]) {
+            if let Some(values) = values {
+                let name = format!("{}{name}", self.prefix);
+                columns.insert(name, Tensor::from_slice(&values, &shape));
+            }
         }
     }
 }

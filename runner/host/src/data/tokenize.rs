@@ -7,6 +7,8 @@ use super::column::Texts;
 use super::files;
 use crate::diagnostic::{Diagnostic, Span};
 use crate::plan::TokenizerPlan;
+use crate::run::safetensors::Named;
+use crate::tensor::Tensor;
 use rayon::prelude::*;
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
@@ -84,9 +86,15 @@ impl TextEncoder {
         &self.sha256
     }
 
-    /// Distinct ids, added tokens included.
-    pub fn vocab_size(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
+    /// Rows that an embedding of its ids needs: the highest id, added tokens included, and 1.
+    pub fn num_ids(&self) -> usize {
+        let vocab = self.tokenizer.get_vocab(true);
+        vocab.values().max().map_or(0, |id| *id as usize + 1).max(self.pad_id as usize + 1)
+    }
+
+    /// Tokens of a text at most.
+    pub fn max_length(&self) -> usize {
+        self.max_length
     }
 
     /// Id that fills short rows.
@@ -97,6 +105,12 @@ impl TextEncoder {
     /// Length of a batch whose longest row has `longest` tokens.
     pub(super) fn width(&self, longest: usize) -> usize {
         if self.pad_longest { longest.max(1) } else { self.max_length }
+    }
+
+    /// Everything that decides which tokens a text becomes, hex.
+    pub(super) fn fingerprint(&self) -> String {
+        let padding = self.fixed_width().map_or_else(|| "longest".into(), |w| w.to_string());
+        format!("{} {} {padding}", self.sha256, self.max_length)
     }
 
     /// Width of every batch, if it does not depend on the rows.
@@ -206,7 +220,33 @@ impl Tokens {
         self.types.as_ref().map(|types| types.get(self.range(row)).unwrap_or_default())
     }
 
-    pub(super) fn has_types(&self) -> bool {
-        self.types.is_some()
+    /// As tensors: ids of all rows, where each row ends, segments.
+    pub(super) fn to_tensors(&self) -> Named {
+        let flat = |len: usize| [len as i64];
+        let ends: Vec<i64> = self.ends.iter().map(|end| *end as i64).collect();
+        let mut named = Named::from([
+            ("ids".to_owned(), Tensor::from_slice(&self.ids, &flat(self.ids.len()))),
+            ("ends".to_owned(), Tensor::from_slice(&ends, &flat(ends.len()))),
+        ]);
+        if let Some(types) = &self.types {
+            named.insert("types".into(), Tensor::from_slice(types, &flat(types.len())));
+        }
+        named
+    }
+
+    /// What [`Tokens::to_tensors`] made of `rows` rows; `None` for anything else.
+    pub(super) fn from_tensors(named: &Named, rows: usize, has_pair: bool) -> Option<Self> {
+        let ids = named.get("ids")?.data::<u32>()?.to_vec();
+        let ends = named.get("ends")?.data::<i64>()?;
+        let ends: Option<Vec<usize>> = ends.iter().map(|e| usize::try_from(*e).ok()).collect();
+        let ends = ends.filter(|ends| {
+            ends.len() == rows && ends.is_sorted() && ends.last().copied().unwrap_or(0) == ids.len()
+        })?;
+        let types = match has_pair {
+            true => Some(named.get("types")?.data::<u8>()?.to_vec()),
+            false => None,
+        };
+        let whole = types.as_ref().is_none_or(|types| types.len() == ids.len());
+        whole.then_some(Self { ids, types, ends })
     }
 }

@@ -24,6 +24,12 @@ pub(crate) const NO_SUCH_GROUP: &str = "LMB0239";
 pub(crate) const NOT_DETERMINISTIC: &str = "LMB0240";
 pub(crate) const NO_TEACHER: &str = "LMB0241";
 pub(crate) const LEFT_UNBOUND: &str = "LMB0242";
+pub(crate) const TOKENIZER: &str = "LMB0243";
+pub(crate) const CACHE_STALE: &str = "LMB0244";
+pub(crate) const SCENARIO: &str = "LMB0250";
+pub(crate) const SMALL_BUFFER: &str = "LMB0251";
+
+pub(crate) const CACHE_UNREADABLE: &str = "LMB0520";
 
 pub(crate) const ABI: &str = "LMB0301";
 pub(crate) const FILE_MISSING: &str = "LMB0302";

@@ -20,12 +20,14 @@ pub use instance::Instance;
 
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostics;
-use crate::plan::Plan;
+use crate::plan::{Plan, Work};
 
 /// A plan whose plugins are created and wired, none activated.
 pub struct Loaded {
     /// One per stage of the plan; `None` for stages without plugins of their own (eval, export use the model stage's).
     pub stages: Vec<Option<wiring::LoadedStage>>,
+    /// One per stage; `None` for those that capture nothing.
+    pub captures: Vec<Option<wiring::LoadedCapture>>,
     /// Problems that do not stop the run.
     pub warnings: Diagnostics,
 }
@@ -35,20 +37,30 @@ pub struct Loaded {
 /// # Errors
 /// All problems found, each with its place in the pipeline.
 pub fn load(plan: &Plan, catalogue: &Catalogue, data: &Datasets) -> Result<Loaded, Diagnostics> {
-    let mut loaded = Loaded { stages: Vec::with_capacity(plan.stages.len()), warnings: Vec::new() };
+    let mut loaded = Loaded { stages: Vec::new(), captures: Vec::new(), warnings: Vec::new() };
     let mut problems: Diagnostics = Vec::new();
     for stage in &plan.stages {
-        let Some(train) = stage.training() else {
-            loaded.stages.push(None);
-            continue;
-        };
-        match wiring::stage(plan, catalogue, data, stage, train) {
-            Ok((stage, mut warnings)) => {
-                loaded.stages.push(Some(stage));
-                loaded.warnings.append(&mut warnings);
+        let (mut trains, mut captures) = (None, None);
+        match &stage.work {
+            Work::Train(train) => {
+                match wiring::stage(plan, catalogue, data, stage, train, &loaded.captures) {
+                    Ok((stage, mut warnings)) => {
+                        trains = Some(stage);
+                        loaded.warnings.append(&mut warnings);
+                    }
+                    Err(mut found) => problems.append(&mut found),
+                }
             }
-            Err(mut found) => problems.append(&mut found),
+            Work::Capture(capture) => {
+                match wiring::capture(plan, catalogue, data, stage, capture) {
+                    Ok(capture) => captures = Some(capture),
+                    Err(mut found) => problems.append(&mut found),
+                }
+            }
+            Work::Eval(_) | Work::Export(_) => {}
         }
+        loaded.stages.push(trains);
+        loaded.captures.push(captures);
     }
     if problems.is_empty() {
         crate::diagnostic::sort(&mut loaded.warnings);

@@ -184,18 +184,22 @@ fn check_parents(path: &Path) -> Result<(), StagingError> {
     }
 }
 
-/// The private cache: `LIMBECK_CACHE`, else `$XDG_CACHE_HOME/limbeck`, else `~/.cache/limbeck`; then `plugins`.
-pub fn cache_dir() -> PathBuf {
+/// Where files are kept between runs: `LIMBECK_CACHE`, else `$XDG_CACHE_HOME/limbeck`, else `~/.cache/limbeck`.
+pub fn cache_root() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let base = set("LIMBECK_CACHE")
+    set("LIMBECK_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|c| c.join("limbeck")))
         .or_else(|| set("HOME").map(|h| h.join(".cache/limbeck")))
         .unwrap_or_else(|| {
             // SAFETY: cannot fail and touches no memory.
             let user = unsafe { libc::geteuid() };
             std::env::temp_dir().join(format!("limbeck-{user}"))
-        });
-    base.join("plugins")
+        })
+}
+
+/// The private cache of plugins.
+pub fn cache_dir() -> PathBuf {
+    cache_root().join("plugins")
 }
 
 /// Puts the bytes into `cache` as `<sha256>/<name>` and gives that path; an equal copy is used again.

@@ -4,7 +4,7 @@
 //! file `FILE:line:column`. A second line `# phase: load` or `# phase: data` names the phase that finds the mistake,
 //! document and plan otherwise. `NAME.expected` holds the message; `LIMBECK_BLESS=1` writes it.
 
-use crate::data::Datasets;
+use crate::data::{Datasets, Tokenize};
 use crate::diagnostic::{Diagnostic, Diagnostics, codes};
 use crate::document;
 use std::fmt::Write as _;
@@ -66,7 +66,7 @@ fn problems(case: &Case) -> Option<Diagnostics> {
         ("plan", Ok(_)) => panic!("{}: planned without a problem", case.name),
         ("plan", Err(problems)) => Some(problems),
         (phase, Err(problems)) => panic!("{}: {phase} is never reached: {problems:#?}", case.name),
-        ("data", Ok(plan)) => Some(Datasets::open(&plan).1),
+        ("data", Ok(plan)) => Some(Datasets::open(&plan, Tokenize::Always).1),
         _ => None,
     }
 }

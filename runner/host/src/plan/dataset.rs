@@ -22,6 +22,10 @@ const FORMATS: [(&str, Format); 6] = [
     ("text", Format::Text),
 ];
 
+/// Batch columns of the runner, and the word for "no source".
+const RESERVED: [&str; 7] =
+    ["labels", "row_ids", "row_mask", "row_weights", "row_classes", "task_index", "none"];
+
 /// Reads a dataset; `datasets` is the mapping it stands in.
 pub fn read(datasets: &Fields, field: &Field, base: &Path) -> (DatasetPlan, Json) {
     let part = datasets.below(&field.node, &field.key, format!("dataset `{}`", field.key), false);
@@ -31,19 +35,22 @@ pub fn read(datasets: &Fields, field: &Field, base: &Path) -> (DatasetPlan, Json
     let format = part.choice("format", &FORMATS).unwrap_or(Format::Csv);
     let paths = paths(&part, base);
     let text = text(&part);
+    let texts = texts(&part);
     let label = column(&part, "label");
     let tensors = tensors(&part, format);
     let rows = rows(&part);
     let classes = classes(&part, label.is_some());
     let limit = part.count("limit", 1);
     let ignore_label = ignore_label(&part);
-    check_content(&part, format, text.is_some() || !tensors.is_empty());
+    let has_content = text.is_some() || !texts.is_empty() || !tensors.is_empty();
+    check_content(&part, format, has_content);
     let dataset = DatasetPlan {
         id: field.key.to_string(),
         span: Some(field.key_span.clone()),
         format,
         paths,
         text,
+        texts,
         label,
         tensors,
         rows,
@@ -92,12 +99,42 @@ fn text(part: &Fields) -> Option<TextColumns> {
         return column(part, "text").map(|column| TextColumns { column, pair: None });
     }
     let inner = part.part("text")?;
+    let columns = text_columns(&inner);
+    part.keep_part("text", inner.finish());
+    columns
+}
+
+/// `texts.TOKENIZER`: a column, or `{column, pair}`.
+fn texts(part: &Fields) -> BTreeMap<String, TextColumns> {
+    let Some(field) = part.field("texts") else { return BTreeMap::new() };
+    let mut out = BTreeMap::new();
+    let mut json = Map::new();
+    for entry in map_entries(part.sink, "texts", &field.node) {
+        let name = entry.key.to_string();
+        check_name(part.sink, "a tokenizer name", &name, &entry.key_span, false);
+        let what = format!("text `{name}`");
+        let (columns, resolved) = if matches!(entry.node.value, Value::Map(_)) {
+            let inner = part.below(&entry.node, &format!("texts.{name}"), what, false);
+            let columns = text_columns(&inner);
+            (columns, inner.finish())
+        } else {
+            let column = column_of(part.sink, "texts", &entry.node);
+            let resolved = column.as_ref().map_or(Json::Null, column_json);
+            (column.map(|column| TextColumns { column, pair: None }), resolved)
+        };
+        json.insert(name.clone(), resolved);
+        out.extend(columns.map(|columns| (name, columns)));
+    }
+    part.keep_part("texts", Json::Object(json));
+    out
+}
+
+fn text_columns(inner: &Fields) -> Option<TextColumns> {
     if inner.field("column").is_none() {
         inner.missing("column", "the column of the (first) text");
     }
-    let first = column(&inner, "column");
-    let pair = column(&inner, "pair");
-    part.keep_part("text", inner.finish());
+    let first = column(inner, "column");
+    let pair = column(inner, "pair");
     first.map(|column| TextColumns { column, pair })
 }
 
@@ -140,8 +177,7 @@ fn tensors(part: &Fields, format: Format) -> BTreeMap<String, TensorPlan> {
     for entry in map_entries(part.sink, "tensors", &field.node) {
         let name = entry.key.to_string();
         check_name(part.sink, "a batch column", &name, &entry.key_span, false);
-        if matches!(name.as_str(), "labels" | "row_ids" | "row_mask" | "row_weights" | "task_index")
-        {
+        if RESERVED.contains(&name.as_str()) {
             part.sink.report(
                 Diagnostic::error(
                     "LMB0114",

@@ -9,6 +9,7 @@ mod defaults;
 pub mod estimate;
 mod evaluation;
 mod model;
+mod scenario;
 pub mod schema;
 mod slots;
 mod stages;
@@ -17,6 +18,7 @@ mod training;
 mod values;
 
 pub use model::*;
+pub use scenario::{Scenario, TrainClasses};
 
 use crate::diagnostic::{self, Diagnostic, Diagnostics};
 use crate::document::{Document, Fields, Sink};
@@ -57,6 +59,7 @@ pub fn plan(document: &Document) -> Result<Plan, Diagnostics> {
         device: top.device,
         datasets: top.datasets,
         tokenizer: top.tokenizer,
+        tokenizers: top.tokenizers,
         plugins: top.plugins,
         tensorboard: top.tensorboard,
         tasks: top.tasks,

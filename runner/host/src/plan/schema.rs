@@ -64,19 +64,20 @@ fn top_properties() -> serde_json::Map<String, Json> {
         "deterministic": {"type": "boolean", "default": false},
         "device": {"type": "string", "pattern": "^(auto|cpu|cuda:[0-9]+)$", "default": "auto"},
         "scenario": closed(json!({
-            "kind": {"enum": ["domain", "class"], "default": "domain"},
-            "train_classes": {"const": "all"},
+            "kind": {"enum": ["domain", "class", "task"], "default": "domain"},
+            "train_classes": {"enum": ["all", "seen", "task"]},
         }), &[]),
         "datasets": {
             "type": "object",
             "propertyNames": {"$ref": "#/$defs/name"},
             "additionalProperties": {"$ref": "#/$defs/dataset"},
         },
-        "tokenizer": closed(json!({
-            "path": {"$ref": "#/$defs/text"},
-            "max_length": {"type": "integer", "minimum": 1, "default": 512},
-            "padding": {"enum": ["longest", "max"], "default": "longest"},
-        }), &["path"]),
+        "tokenizer": {"$ref": "#/$defs/tokenizer"},
+        "tokenizers": {
+            "type": "object",
+            "propertyNames": {"$ref": "#/$defs/name"},
+            "additionalProperties": {"$ref": "#/$defs/tokenizer"},
+        },
         "plugins": list(closed(json!({
             "id": {"$ref": "#/$defs/id"},
             "path": {"$ref": "#/$defs/text"},
@@ -122,6 +123,7 @@ fn stage_properties() -> Json {
             "size": {"type": "integer", "minimum": 1},
             "accumulate": {"type": "integer", "minimum": 1, "default": 1},
             "shuffle": {"type": "boolean", "default": true},
+            "bucket": {"type": "integer", "minimum": 0, "default": 0},
         }), &["size"]),
         "epochs": {"type": "integer", "minimum": 1},
         "steps": {"type": "integer", "minimum": 1},
@@ -166,6 +168,11 @@ fn defs() -> Json {
         "layers": {"type": "array", "minItems": 1, "items": range()},
         "inputs": {"type": "object", "additionalProperties": {"$ref": "#/$defs/text"}},
         "from": closed(from_properties(), &["from"]),
+        "tokenizer": closed(json!({
+            "path": {"$ref": "#/$defs/text"},
+            "max_length": {"type": "integer", "minimum": 1, "default": 512},
+            "padding": {"enum": ["longest", "max"], "default": "longest"},
+        }), &["path"]),
         "dataset": dataset(),
         "optimizer": optimizer(),
         "gate": closed(json!({
@@ -187,8 +194,16 @@ fn defs() -> Json {
             "which": {"enum": ["last", "best"], "default": "last"},
             "ema": closed(json!({"decay": {"$ref": "#/$defs/number"}}), &["decay"]),
             "self": {"const": true},
+            "cache": {"oneOf": [{"$ref": "#/$defs/text"}, closed(json!({"from": {"$ref": "#/$defs/text"}}), &["from"])]},
             "inputs": {"$ref": "#/$defs/inputs"},
-        }), &[]), &["uses", "from", "ema", "self"]),
+        }), &[]), &["uses", "from", "ema", "self", "cache"]),
+        "captured": one_of(closed(json!({
+            "uses": {"$ref": "#/$defs/id"},
+            "with": {"type": "object"},
+            "from": {"$ref": "#/$defs/text"},
+            "which": {"enum": ["last", "best"], "default": "last"},
+            "inputs": {"$ref": "#/$defs/inputs"},
+        }), &[]), &["uses", "from"]),
         "loss": closed(json!({
             "name": {"$ref": "#/$defs/name"},
             "uses": {"$ref": "#/$defs/id"},
@@ -231,11 +246,17 @@ fn one_of(mut schema: Json, keys: &[&str]) -> Json {
 
 fn dataset() -> Json {
     let column = || json!({"$ref": "#/$defs/column"});
+    let text = || json!({"oneOf": [column(), closed(json!({"column": column(), "pair": column()}), &["column"])]});
     closed(
         json!({
             "format": {"enum": ["csv", "jsonl", "idx", "parquet", "npy", "text"]},
             "path": {"oneOf": [{"type": "string", "minLength": 1}, {"type": "array", "minItems": 1, "items": {"type": "string"}}]},
-            "text": {"oneOf": [column(), closed(json!({"column": column(), "pair": column()}), &["column"])]},
+            "text": text(),
+            "texts": {
+                "type": "object",
+                "propertyNames": {"$ref": "#/$defs/name"},
+                "additionalProperties": text(),
+            },
             "label": column(),
             "tensors": {
                 "type": "object",
@@ -292,13 +313,13 @@ fn stage() -> Json {
         closed(properties, &["name", "kind"])
     };
     let text_or_list =
-        json!({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]});
+        || json!({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]});
     let eval = closed(
         json!({
             "name": {"$ref": "#/$defs/lower_name"},
             "kind": {"const": "eval"},
             "model": {"$ref": "#/$defs/from"},
-            "data": text_or_list,
+            "data": text_or_list(),
             "metrics": list(json!({"$ref": "#/$defs/metric"})),
             "gates": list(json!({"$ref": "#/$defs/gate"})),
             "batch": closed(json!({"size": {"type": "integer", "minimum": 1}}), &[]),
@@ -315,6 +336,22 @@ fn stage() -> Json {
         }),
         &["name", "kind", "model"],
     );
+    let capture = closed(
+        json!({
+            "name": {"$ref": "#/$defs/lower_name"},
+            "kind": {"const": "capture"},
+            "teacher": {"$ref": "#/$defs/captured"},
+            "data": text_or_list(),
+            "outputs": list(json!({"$ref": "#/$defs/text"})),
+            "topk": closed(json!({
+                "k": {"type": "integer", "minimum": 1},
+                "temperature": {"$ref": "#/$defs/number"},
+            }), &["k"]),
+            "batch": closed(json!({"size": {"type": "integer", "minimum": 1}}), &[]),
+            "to": {"$ref": "#/$defs/text"},
+        }),
+        &["name", "kind", "teacher", "data"],
+    );
     let branch = |kind: &str, then: Json| {
         json!({
             "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
@@ -324,10 +361,11 @@ fn stage() -> Json {
     json!({
         "type": "object",
         "required": ["name", "kind"],
-        "properties": {"kind": {"enum": ["train", "distill", "eval", "export"]}},
+        "properties": {"kind": {"enum": ["train", "distill", "capture", "eval", "export"]}},
         "allOf": [
             branch("train", training("train")),
             branch("distill", training("distill")),
+            branch("capture", capture),
             branch("eval", eval),
             branch("export", export),
         ],

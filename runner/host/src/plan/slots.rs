@@ -5,9 +5,10 @@
 
 use super::stages::Around;
 use super::top::report_double;
-use super::values::{check_name, inputs, integers, later, map_entries, plugin_use};
+use super::values::{check_name, inputs, integers, later, map_entries, plugin_use, resolve_path};
 use super::{
-    Bound, FromStage, PluginUse, Reduction, RowsChoice, SchedulerPlan, TeacherPlan, TermPlan,
+    Bound, CacheAt, CachePlan, FromStage, PluginUse, Reduction, RowsChoice, SchedulerPlan,
+    TeacherPlan, TermPlan, Work,
 };
 use crate::diagnostic::Diagnostic;
 use crate::document::{Bounds, Fields, Node, Value};
@@ -93,17 +94,14 @@ fn one_of(part: &Fields, keys: &[&'static str]) {
     }
 }
 
-/// `teacher`: exactly one of `uses`, `from`, `ema`, `self`.
+/// `teacher`: exactly one of `uses`, `from`, `ema`, `self`, `cache`.
 pub fn teacher(around: &Around, fields: &Fields) -> (Option<TeacherPlan>, BTreeMap<String, Bound>) {
     let Some(part) = fields.part("teacher") else { return (None, BTreeMap::new()) };
-    one_of(&part, &["uses", "from", "ema", "self"]);
-    let plan = if part.field("uses").is_some() {
-        Some(TeacherPlan::Plugin(plugin_use(&part, "limbeck.checkpoint")))
-    } else if part.field("from").is_some() {
-        around.read_from(&part).map(|from| TeacherPlan::Stage {
-            student: around.training(from.stage).map_or_else(no_plugin, |t| t.student.clone()),
-            from,
-        })
+    one_of(&part, &["uses", "from", "ema", "self", "cache"]);
+    let plan = if let Some(frozen) = frozen_teacher(around, &part) {
+        frozen
+    } else if part.field("cache").is_some() {
+        cached_teacher(around, &part)
     } else if let Some(ema) = part.part("ema") {
         if ema.field("decay").is_none() {
             ema.missing("decay", "for example `ema: {decay: 0.999}`");
@@ -117,6 +115,63 @@ pub fn teacher(around: &Around, fields: &Fields) -> (Option<TeacherPlan>, BTreeM
     let bound = inputs(&part);
     fields.keep_part("teacher", part.finish());
     (plan, bound)
+}
+
+/// `teacher` of a `capture` stage: exactly one of `uses`, `from`.
+pub fn captured_teacher(
+    around: &Around,
+    fields: &Fields,
+) -> (Option<TeacherPlan>, BTreeMap<String, Bound>) {
+    let Some(part) = fields.part("teacher") else {
+        fields
+            .missing("teacher", "for example `teacher: {from: STAGE}` or `{uses: limbeck.hf, …}`");
+        return (None, BTreeMap::new());
+    };
+    one_of(&part, &["uses", "from"]);
+    let plan = frozen_teacher(around, &part).flatten();
+    let bound = inputs(&part);
+    fields.keep_part("teacher", part.finish());
+    (plan, bound)
+}
+
+/// `uses` or `from`, if one of them is there.
+fn frozen_teacher(around: &Around, part: &Fields) -> Option<Option<TeacherPlan>> {
+    if part.field("uses").is_some() {
+        return Some(Some(TeacherPlan::Plugin(plugin_use(part, "limbeck.hf"))));
+    }
+    part.field("from")?;
+    Some(around.read_from(part).map(|from| TeacherPlan::Stage {
+        student: around.training(from.stage).map_or_else(no_plugin, |t| t.student.clone()),
+        from,
+    }))
+}
+
+/// `cache: DIR` or `cache: {from: STAGE}`.
+fn cached_teacher(around: &Around, part: &Fields) -> Option<TeacherPlan> {
+    let field = part.field("cache")?;
+    let span = Some(field.node.span.clone());
+    if !matches!(field.node.value, Value::Map(_)) {
+        let at = CacheAt::Dir(resolve_path(around.base, &part.text("cache")?));
+        return Some(TeacherPlan::Cache(CachePlan { at, span }));
+    }
+    let inner = part.part("cache")?;
+    let name = inner.need_text("from", "the name of a `capture` stage");
+    let found = inner.field("from").map(|f| f.node.span.clone());
+    part.keep_part("cache", inner.finish());
+    let found = found.filter(|_| !name.is_empty())?;
+    let stage = around.earlier(&name, &found)?;
+    if around.is_broken(stage) {
+        return None;
+    }
+    if !around.done.get(stage).is_some_and(|s| matches!(s.work, Work::Capture(_))) {
+        around.sink.report(
+            Diagnostic::error("LMB0207", format!("stage `{name}` captures no teacher"))
+                .at(found)
+                .help("name a stage of kind `capture`"),
+        );
+        return None;
+    }
+    Some(TeacherPlan::Cache(CachePlan { at: CacheAt::Stage(stage), span }))
 }
 
 fn self_teacher(part: &Fields) -> Option<TeacherPlan> {

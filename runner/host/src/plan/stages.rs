@@ -1,15 +1,19 @@
-//! `stages`: order, names, kinds, references to earlier stages; `eval` and `export` stages.
+//! `stages`: order, names, kinds, references to earlier stages; `capture`, `eval` and `export` stages.
 //!
 //! Every stage gets an entry even when it is broken, so that positions and later references stay right.
 
 use super::defaults::{STAGE_KEYS, Taken, stage_fields};
 use super::evaluation;
+use super::slots;
 use super::top::{Top, help_among, report_double};
 use super::training;
-use super::values::{check_name, later, refuse_later, resolve_path};
-use super::{EvalPlan, ExportPlan, FromStage, StagePlan, TrainPlan, Which, Work};
+use super::values::{check_name, out_of_range, refuse_later, resolve_path};
+use super::{
+    CapturePlan, EvalPlan, ExportPlan, FromStage, StagePlan, TeacherPlan, TopK, TrainPlan, Which,
+    Work,
+};
 use crate::diagnostic::{Diagnostic, Span};
-use crate::document::{Document, Fields, Node, Sink, Value, text_of};
+use crate::document::{Bounds, Document, Fields, Node, Sink, Value, text_of};
 use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -122,10 +126,14 @@ impl<'a> Around<'a> {
     }
 }
 
+/// Rows per call of a captured plugin, where nobody says more.
+const CAPTURE_BATCH: usize = 32;
+
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Train,
     Distill,
+    Capture,
     Eval,
     Export,
 }
@@ -198,6 +206,7 @@ fn read_stage(around: &Around, node: &Arc<Node>, top: &Fields, taken: &Taken) ->
         Some(Kind::Train | Kind::Distill) => {
             Work::Train(Box::new(training::read(around, &fields, kind == Some(Kind::Distill))))
         }
+        Some(Kind::Capture) => Work::Capture(Box::new(read_capture(around, &fields))),
         Some(Kind::Eval) => Work::Eval(read_eval(around, &fields)),
         Some(Kind::Export) => Work::Export(read_export(around, &fields)),
         // The kind decides which keys are known: without one there is nothing more to say.
@@ -213,12 +222,8 @@ fn nowhere() -> FromStage {
 }
 
 fn kind(fields: &Fields) -> Option<Kind> {
-    let Some(field) = fields.field("kind") else {
-        fields.missing("kind", "one of `train`, `distill`, `eval`, `export`");
-        return None;
-    };
-    if field.node.text() == Some("capture") {
-        later(fields.sink, "`kind: capture`", &field.node.span);
+    if fields.field("kind").is_none() {
+        fields.missing("kind", "one of `train`, `distill`, `capture`, `eval`, `export`");
         return None;
     }
     fields.choice(
@@ -226,6 +231,7 @@ fn kind(fields: &Fields) -> Option<Kind> {
         &[
             ("train", Kind::Train),
             ("distill", Kind::Distill),
+            ("capture", Kind::Capture),
             ("eval", Kind::Eval),
             ("export", Kind::Export),
         ],
@@ -258,19 +264,76 @@ fn read_eval(around: &Around, fields: &Fields) -> EvalPlan {
     let has_teacher = trained.is_some_and(|t| t.teacher.is_some());
     evaluation::check_metrics(around, fields, "metrics", &metrics, &datasets, has_teacher);
     let gates = evaluation::gates(fields, &metrics, false);
-    let default_batch = trained.map_or(1, |t| t.batch_size) as u64;
-    let batch_size = match fields.part("batch") {
-        Some(batch) => {
-            let size = batch.count_or("size", 1, default_batch);
-            fields.keep_part("batch", batch.finish());
-            size
-        }
-        None => {
-            fields.keep("batch", json!({ "size": default_batch }), None);
-            default_batch
-        }
+    let batch_size = batch_size(fields, trained.map_or(1, |t| t.batch_size));
+    EvalPlan { model, data, metrics, gates, batch_size }
+}
+
+/// `batch: {size}` of a stage that does not train.
+fn batch_size(fields: &Fields, default: usize) -> usize {
+    let Some(batch) = fields.part("batch") else {
+        fields.keep("batch", json!({ "size": default }), None);
+        return default;
     };
-    EvalPlan { model, data, metrics, gates, batch_size: batch_size as usize }
+    let size = batch.count_or("size", 1, default as u64);
+    fields.keep_part("batch", batch.finish());
+    size as usize
+}
+
+fn read_capture(around: &Around, fields: &Fields) -> CapturePlan {
+    let (teacher, inputs) = slots::captured_teacher(around, fields);
+    let data = eval_data(around, fields);
+    let topk = topk(fields);
+    let outputs = outputs(around.sink, fields, topk.is_some());
+    let default = match &teacher {
+        Some(TeacherPlan::Stage { from, .. }) => {
+            around.training(from.stage).map_or(CAPTURE_BATCH, |t| t.batch_size)
+        }
+        _ => CAPTURE_BATCH,
+    };
+    let batch_size = batch_size(fields, default);
+    let to = fields.text("to").map(|to| resolve_path(around.base, &to));
+    CapturePlan {
+        teacher: teacher.unwrap_or(TeacherPlan::SelfOutputs),
+        inputs,
+        data,
+        outputs,
+        topk,
+        batch_size,
+        to,
+    }
+}
+
+fn topk(fields: &Fields) -> Option<TopK> {
+    let part = fields.part("topk")?;
+    if part.field("k").is_none() {
+        part.missing("k", "entries kept of each row, for example `k: 16`");
+    }
+    let k = part.count("k", 1).unwrap_or(1);
+    let temperature = part.number_or("temperature", Bounds::POSITIVE, 1.0);
+    fields.keep_part("topk", part.finish());
+    Some(TopK { k: k as usize, temperature })
+}
+
+/// `outputs`, by default the logits (nothing beside `topk`).
+fn outputs(sink: &Sink, fields: &Fields, has_topk: bool) -> Vec<String> {
+    let Some(field) = fields.field("outputs") else {
+        let default: &[&str] = if has_topk { &[] } else { &["logits"] };
+        fields.keep("outputs", json!(default), None);
+        return default.iter().map(|name| (*name).to_owned()).collect();
+    };
+    let mut names: Vec<String> = Vec::new();
+    for node in fields.list("outputs") {
+        let Some(name) = text_of(sink, "outputs", node) else { continue };
+        if names.contains(&name) {
+            report_double(sink, &format!("output `{name}`"), &node.span);
+        }
+        names.push(name);
+    }
+    if names.is_empty() && !has_topk {
+        out_of_range(sink, "outputs", "at least one output, or `topk`", &field.node);
+    }
+    fields.keep("outputs", json!(names), Some(field));
+    names
 }
 
 fn eval_data(around: &Around, fields: &Fields) -> Vec<String> {

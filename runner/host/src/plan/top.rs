@@ -3,7 +3,7 @@
 //! Knows no stage. Paths are made relative to the pipeline's directory and not looked at.
 
 use super::dataset;
-use super::values::{check_id, check_name, later, resolve_path};
+use super::values::{check_id, check_name, map_entries, resolve_path};
 use super::{DatasetPlan, DeviceChoice, PinnedPlugin, StagePlan, TaskPlan, TokenizerPlan, Work};
 use crate::diagnostic::{Diagnostic, Span, did_you_mean};
 use crate::document::{Document, Fields, Node, Sink, Value, choice_of, count_of, listed};
@@ -21,6 +21,7 @@ pub struct Top {
     pub device: DeviceChoice,
     pub datasets: BTreeMap<String, DatasetPlan>,
     pub tokenizer: Option<TokenizerPlan>,
+    pub tokenizers: BTreeMap<String, TokenizerPlan>,
     pub plugins: Vec<PinnedPlugin>,
     pub tensorboard: bool,
     pub tasks: Vec<TaskPlan>,
@@ -63,10 +64,11 @@ pub fn read(fields: &Fields, document: &Document) -> Top {
     let (seed, seed_is_drawn) = seed(fields);
     let deterministic = fields.flag_or("deterministic", false);
     let device = device(fields);
-    scenario(fields);
+    super::scenario::read(fields);
     let tensorboard = trackers(fields);
     let plugins = plugins(fields, base);
     let tokenizer = tokenizer(fields, base);
+    let tokenizers = tokenizers(fields, base);
     let datasets = datasets(fields, base);
     let mut top = Top {
         name,
@@ -77,6 +79,7 @@ pub fn read(fields: &Fields, document: &Document) -> Top {
         device,
         datasets,
         tokenizer,
+        tokenizers,
         plugins,
         tensorboard,
         tasks: Vec::new(),
@@ -153,33 +156,6 @@ fn device(fields: &Fields) -> DeviceChoice {
     choice.unwrap_or(DeviceChoice::Auto)
 }
 
-fn scenario(fields: &Fields) {
-    let Some(part) = fields.part("scenario") else { return };
-    match part.field("kind") {
-        Some(field) if field.node.text() == Some("task") => {
-            later(fields.sink, "`kind: task` of a scenario", &field.node.span);
-        }
-        _ => part.choice_or_first("kind", ("domain", ()), &[("class", ())]),
-    }
-    if let Some(field) = part.field("train_classes") {
-        match field.node.text() {
-            Some("all") => part.keep("train_classes", Json::from("all"), Some(field)),
-            Some(word @ ("seen" | "task")) => {
-                later(fields.sink, &format!("`train_classes: {word}`"), &field.node.span);
-            }
-            _ => {
-                choice_of(
-                    fields.sink,
-                    "train_classes",
-                    &field.node,
-                    &[("all", ()), ("seen", ()), ("task", ())],
-                );
-            }
-        }
-    }
-    fields.keep_part("scenario", part.finish());
-}
-
 fn trackers(fields: &Fields) -> bool {
     let Some(field) = fields.field("trackers") else {
         fields.keep("trackers", Json::Array(Vec::new()), None);
@@ -253,17 +229,38 @@ fn check_requirement(sink: &Sink, text: &str, node: &Node) {
 
 fn tokenizer(fields: &Fields, base: &Path) -> Option<TokenizerPlan> {
     let part = fields.part("tokenizer")?;
+    let plan = tokenizer_of(&part, base);
+    fields.keep_part("tokenizer", part.finish());
+    Some(plan)
+}
+
+/// `tokenizers.NAME`: of the texts that a dataset lists under the same name.
+fn tokenizers(fields: &Fields, base: &Path) -> BTreeMap<String, TokenizerPlan> {
+    let mut out = BTreeMap::new();
+    let mut json = Map::new();
+    let Some(field) = fields.field("tokenizers") else { return out };
+    for entry in map_entries(fields.sink, "tokenizers", &field.node) {
+        let name = entry.key.to_string();
+        check_name(fields.sink, "a tokenizer name", &name, &entry.key_span, false);
+        let what = format!("tokenizer `{name}`");
+        let part = fields.below(&entry.node, &format!("tokenizers.{name}"), what, false);
+        out.insert(name.clone(), tokenizer_of(&part, base));
+        json.insert(name, part.finish());
+    }
+    fields.keep_part("tokenizers", Json::Object(json));
+    out
+}
+
+fn tokenizer_of(part: &Fields, base: &Path) -> TokenizerPlan {
     let path = part.need_text("path", "a directory with `tokenizer.json`, or that file");
     let max_length = part.count_or("max_length", 1, 512);
     let pad_longest = part.choice_or_first("padding", ("longest", true), &[("max", false)]);
-    let span = Some(part.span.clone());
-    fields.keep_part("tokenizer", part.finish());
-    Some(TokenizerPlan {
+    TokenizerPlan {
         path: resolve_path(base, &path),
         max_length: max_length as usize,
         pad_longest,
-        span,
-    })
+        span: Some(part.span.clone()),
+    }
 }
 
 fn datasets(fields: &Fields, base: &Path) -> BTreeMap<String, DatasetPlan> {
@@ -338,6 +335,10 @@ pub fn report_unused(top: &Top, stages: &[StagePlan], sink: &Sink) {
                     );
                 }
                 plugins.extend(train.plugin_uses().map(|p| p.id.as_str()));
+            }
+            Work::Capture(capture) => {
+                data.extend(capture.data.iter().map(String::as_str));
+                plugins.extend(capture.plugin().map(|p| p.id.as_str()));
             }
             Work::Eval(eval) => data.extend(eval.data.iter().map(String::as_str)),
             Work::Export(_) => {}

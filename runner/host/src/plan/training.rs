@@ -31,7 +31,7 @@ pub fn read(around: &Around, fields: &Fields, distill: bool) -> TrainPlan {
     if loss.is_empty() && schedulers.is_empty() && is_list {
         fields.missing("loss", "for example `loss: [{uses: limbeck.ce}]`");
     }
-    let (batch_size, accumulate, shuffle) = batch(fields);
+    let Batching { size: batch_size, accumulate, shuffle, bucket } = batch(fields);
     let length = length(fields);
     let optimizer = optimizer(fields);
     let lr_schedule = lr_schedule(fields);
@@ -56,6 +56,7 @@ pub fn read(around: &Around, fields: &Fields, distill: bool) -> TrainPlan {
         batch_size,
         accumulate,
         shuffle,
+        bucket,
         length,
         optimizer,
         lr_schedule,
@@ -208,10 +209,19 @@ fn own_data(around: &Around, fields: &Fields) -> Vec<TaskPlan> {
     vec![TaskPlan { name: String::new(), train, valid, span }]
 }
 
-/// A dataset of texts needs a tokenizer.
+/// A dataset of texts needs their tokenizers.
 pub fn check_text(around: &Around, id: &str, span: &Span) {
-    let needs = around.top.datasets.get(id).is_some_and(|d| d.text.is_some());
-    if needs && around.top.tokenizer.is_none() {
+    let Some(dataset) = around.top.datasets.get(id) else { return };
+    let known: Vec<&str> = around.top.tokenizers.keys().map(String::as_str).collect();
+    for name in dataset.texts.keys().filter(|name| !known.contains(&name.as_str())) {
+        let problem = Diagnostic::error(
+            "LMB0209",
+            format!("dataset `{id}` has a text for tokenizer `{name}`, which is not declared"),
+        );
+        let otherwise = format!("add `tokenizers: {{{name}: {{path: …}}}}` at top level");
+        around.sink.report(help_among(problem.at(span.clone()), name, &known, &otherwise));
+    }
+    if dataset.text.is_some() && around.top.tokenizer.is_none() {
         around.sink.report(
             Diagnostic::error(
                 "LMB0209",
@@ -223,10 +233,18 @@ pub fn check_text(around: &Around, id: &str, span: &Span) {
     }
 }
 
-fn batch(fields: &Fields) -> (usize, usize, bool) {
+/// `batch`.
+struct Batching {
+    size: usize,
+    accumulate: usize,
+    shuffle: bool,
+    bucket: usize,
+}
+
+fn batch(fields: &Fields) -> Batching {
     let Some(part) = fields.part("batch") else {
         fields.missing("batch", "for example `batch: {size: 32}`");
-        return (1, 1, true);
+        return Batching { size: 1, accumulate: 1, shuffle: true, bucket: 0 };
     };
     if part.field("size").is_none() {
         part.missing("size", "rows of a micro-batch, for example `size: 32`");
@@ -234,8 +252,14 @@ fn batch(fields: &Fields) -> (usize, usize, bool) {
     let size = part.count("size", 1).unwrap_or(1);
     let accumulate = part.count_or("accumulate", 1, 1);
     let shuffle = part.flag_or("shuffle", true);
+    let bucket = part.count_or("bucket", 0, 0);
     fields.keep_part("batch", part.finish());
-    (size as usize, accumulate as usize, shuffle)
+    Batching {
+        size: size as usize,
+        accumulate: accumulate as usize,
+        shuffle,
+        bucket: bucket as usize,
+    }
 }
 
 fn length(fields: &Fields) -> Length {

@@ -27,8 +27,15 @@ pub(super) fn card(model: &ExportedModel) -> String {
     out.push_str(&table(model));
     let _ = write!(
         out,
-        "\n## Use\n\n`config.json` holds the plugin's settings; `model.safetensors` its parameters by name. In a pipeline:\n\n\
-         ```yaml\nteacher: {{uses: limbeck.hf, with: {{path: DIRECTORY}}}}\n```\n\n"
+        "\n## Data\n\n{}\n## Use\n\n{} In a pipeline:\n\n\
+         ```yaml\nteacher: {{uses: limbeck.hf, with: {{path: DIRECTORY}}}}\n```\n\n",
+        model.data.iter().map(|line| format!("- {line}\n")).collect::<String>(),
+        match &model.config {
+            Some(_) =>
+                "The directory is in the form of Hugging Face and loads with `transformers` as it is.",
+            None =>
+                "`config.json` holds the plugin's settings; `model.safetensors` its parameters by name.",
+        }
     );
     let fence = fence(&model.pipeline_text);
     let _ =
@@ -37,7 +44,8 @@ pub(super) fn card(model: &ExportedModel) -> String {
 }
 
 fn front_matter(model: &ExportedModel) -> String {
-    let mut out = String::from("---\nlibrary_name: limbeck\ntags:\n- limbeck\n");
+    let library = if model.config.is_some() { "transformers" } else { "limbeck" };
+    let mut out = format!("---\nlibrary_name: {library}\ntags:\n- limbeck\n");
     if model.teacher.is_some() {
         out.push_str("- knowledge-distillation\n");
     }

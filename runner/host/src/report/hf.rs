@@ -33,12 +33,16 @@ pub struct ExportedModel {
     pub version: String,
     /// Its settings, an object with defaults filled in.
     pub settings: Json,
+    /// The plugin's own `config.json`, for models that other programs know; settings otherwise.
+    pub config: Option<Map<String, Json>>,
     /// Parameters and buffers by name, in host memory; canonical ones only or with their ties in `tied`.
     pub parameters: Vec<(String, Tensor)>,
     /// Parameters that share another one's values: name -> canonical name. Not written a second time.
     pub tied: BTreeMap<String, String>,
     /// Metrics by dataset or task.
     pub metrics: Vec<(String, Vec<(String, f64)>)>,
+    /// What it was trained and measured on, a line each.
+    pub data: Vec<String>,
     /// Pipeline.
     pub pipeline_name: String,
     /// Its `description`.
@@ -67,9 +71,10 @@ pub struct TeacherInfo {
 }
 
 impl ExportedModel {
-    /// `limbeck-mlp` for `limbeck.mlp`.
+    /// That of the plugin's own config, else `limbeck-mlp` for `limbeck.mlp`.
     pub fn model_type(&self) -> String {
-        self.plugin.replace('.', "-")
+        let own = self.config.as_ref().and_then(|c| c.get("model_type")?.as_str());
+        own.map_or_else(|| self.plugin.replace('.', "-"), str::to_owned)
     }
 
     /// Elements of all parameters, tied ones once.
@@ -183,9 +188,10 @@ fn fill(dir: &Path, model: &ExportedModel, shard_bytes: u64) -> io::Result<()> {
 fn config(model: &ExportedModel, files: &[String]) -> Json {
     let mut config = Map::new();
     config.insert("model_type".into(), json!(model.model_type()));
-    let settings = model.settings.as_object().into_iter().flatten();
+    let own = model.config.as_ref().or_else(|| model.settings.as_object());
     config.extend(
-        settings
+        own.into_iter()
+            .flatten()
             .filter(|(key, _)| *key != "model_type" && *key != "limbeck")
             .map(|(k, v)| (k.clone(), v.clone())),
     );
@@ -238,6 +244,7 @@ mod tests {
         ExportedModel {
             plugin: "limbeck.mlp".into(),
             version: "0.1.0".into(),
+            config: None,
             settings: json!({"inputs": 2, "hidden": [3], "classes": 2}),
             parameters: vec![
                 ("layers.1.weight".into(), Tensor::from_slice(&[0.5f32; 6], &[2, 3])),
@@ -252,6 +259,7 @@ mod tests {
                 "held-out".into(),
                 vec![("accuracy".into(), 0.909), ("recall.3".into(), 0.68)],
             )],
+            data: vec!["trained on `train`: `digits.csv.gz`".into()],
             pipeline_name: "digits".into(),
             description: Some("a student".into()),
             pipeline_text: "version: 1\nname: digits\n".into(),

@@ -85,7 +85,13 @@ impl Live<'_> {
         let rows = from_columns(&batch, self.datasets)
             .map_err(|e| refuse(&owner.name, format!("group `{name}`: {e}")))?;
         let all: Vec<usize> = (0..rows.len()).collect();
-        Ok(Group { scheduler, name, flags, batch: rows.gather(&all)?, ports, stand_ins })
+        let mut batch = rows.gather(&all)?;
+        if !batch.columns.contains_key("row_ids") {
+            // Rows used as they were stored have no id; without the column the fresh ones would lose theirs.
+            let none = Tensor::from_slice(&vec![-1i64; batch.rows], &[batch.rows as i64]);
+            batch.columns.insert("row_ids".into(), none);
+        }
+        Ok(Group { scheduler, name, flags, batch, ports, stand_ins })
     }
 
     /// Ports with a row axis, provided for all fresh rows of the step, to the micro-batches.

@@ -3,10 +3,11 @@
 //! After this no name is looked up in a step but those of batch columns. Refuses sources that the wiring should have
 //! refused; such an error is a bug.
 
+use super::classes::RowClasses;
 use super::error::{RunResult, bug};
 use crate::load::Instance;
 use crate::load::instance::Port;
-use crate::load::wiring::{LoadedStage, Source, TermRows};
+use crate::load::wiring::{LoadedStage, ROW_CLASSES, Source, TermRows};
 use crate::plan::Reduction;
 use crate::tensor::Tensor;
 
@@ -15,6 +16,8 @@ use crate::tensor::Tensor;
 pub(crate) enum Feed {
     /// A batch column.
     Batch(String),
+    /// The classes of each row's softmax, made from its label.
+    RowClasses,
     /// Position in [`Bindings::student_outputs`].
     Student(usize),
     /// Position in the student's parameters.
@@ -94,6 +97,8 @@ pub(crate) struct Bindings {
     pub schedulers: Vec<Vec<Input>>,
     /// Whether the teacher reads student outputs.
     pub teacher_reads_student: bool,
+    /// What makes the column `row_classes`, in streams that narrow softmaxes.
+    pub row_classes: Option<RowClasses>,
 }
 
 fn axes(shape: &str) -> Option<usize> {
@@ -137,6 +142,7 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn feed(&mut self, source: &Source) -> RunResult<Feed> {
         Ok(match source {
+            Source::Batch(column) if column == ROW_CLASSES => Feed::RowClasses,
             Source::Batch(column) => Feed::Batch(column.clone()),
             Source::Student(name) => Feed::Student(self.student.place(name)),
             Source::Teacher(name) if self.teacher_is_student => {
@@ -240,7 +246,7 @@ pub(crate) fn bind(loaded: &LoadedStage, param_names: &[String], own: bool) -> R
     if output(&loaded.student, "logits").is_some() {
         resolver.student.place("logits");
     }
-    if loaded.teacher.as_ref().is_some_and(|t| output(t, "logits").is_some()) {
+    if loaded.teacher_output("logits").is_some() {
         resolver.teacher.place("logits");
     }
     let (student_outputs, teacher_outputs) = (resolver.student.0, resolver.teacher.0);
@@ -248,7 +254,8 @@ pub(crate) fn bind(loaded: &LoadedStage, param_names: &[String], own: bool) -> R
         output(instance, name).map_or(String::new(), |p| p.shape.clone())
     };
     let of_student = |name| shape(&loaded.student, name);
-    let of_teacher = |name| loaded.teacher.as_ref().map_or(String::new(), |t| shape(t, name));
+    let of_teacher =
+        |name: &String| loaded.teacher_output(name).map_or(String::new(), |p| p.shape.clone());
     Ok(Bindings {
         student_rows: student_outputs.iter().map(|n| has_row_axis(&of_student(n))).collect(),
         student_axes: student_outputs.iter().map(|n| axes(&of_student(n)).unwrap_or(0)).collect(),
@@ -264,6 +271,7 @@ pub(crate) fn bind(loaded: &LoadedStage, param_names: &[String], own: bool) -> R
         teacher_wanted,
         terms,
         schedulers,
+        row_classes: None,
     })
 }
 

@@ -4,6 +4,7 @@
 
 use super::RunError;
 use super::arith::{to_f64, to_i64};
+use super::classes::within;
 use super::error::{RunResult, contract, plugin_error};
 use super::forward::{Mode, Wanted};
 use super::live::{Keys, Live, STUDENT};
@@ -15,11 +16,29 @@ use super::scores::Scores;
 use super::step::Terms;
 use crate::data::{Batch, Dataset};
 use crate::diagnostic::Diagnostic;
+use crate::load::Instance;
 use crate::load::instance::ForwardFlags;
-use crate::load::wiring::{LoadedStage, Source};
+use crate::load::wiring::Source;
 use crate::plan::Metric;
 use crate::tensor::Tensor;
 use limbeck_abi as abi;
+
+/// Which classes a prediction may choose from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Judge {
+    /// Classes of the task that is evaluated, in streams whose tasks have their own; else `None`.
+    pub classes: Option<Vec<i64>>,
+    /// Metrics under their plain names are within the task (`all.NAME` over all classes), not the other way round
+    /// (`task.NAME`).
+    pub task_is_known: bool,
+}
+
+impl Judge {
+    /// Evaluation mask of the plain names, and of the others.
+    pub fn masks(&self) -> (&'static str, &'static str) {
+        if self.task_is_known { ("task", "all") } else { ("all", "task") }
+    }
+}
 
 /// Metrics by name.
 pub(crate) type Values = Vec<(String, f64)>;
@@ -31,7 +50,7 @@ fn malformed(dataset: &Dataset, message: impl std::fmt::Display) -> RunError {
 
 /// Adds the rows of one batch to the scores.
 fn score(
-    scores: &mut Scores,
+    scores: &mut Judged,
     dataset: &Dataset,
     batch: &Batch,
     logits: &Tensor,
@@ -45,16 +64,46 @@ fn score(
     let labels = batch.columns.get("labels").and_then(to_i64);
     let own = floats(logits)?;
     let decide = decide.map(floats).transpose()?;
+    let decide = decide.as_deref().unwrap_or(&own);
     let teacher = teacher.map(floats).transpose()?;
-    scores
-        .add(
-            &own,
-            decide.as_deref().unwrap_or(&own),
-            labels.as_deref(),
-            teacher.as_deref(),
-            classes,
-        )
-        .map_err(|e| malformed(dataset, e))
+    let (labels, teacher) = (labels.as_deref(), teacher.as_deref());
+    let refused = |e| malformed(dataset, e);
+    if let Some((inside, kept)) = &mut scores.within {
+        let (own, decide) = (within(&own, classes, kept), within(decide, classes, kept));
+        inside.add(&own, &decide, labels, teacher, classes).map_err(refused)?;
+    }
+    scores.all.add(&own, decide, labels, teacher, classes).map_err(refused)
+}
+
+/// Counts over all classes and, in streams whose tasks have their own, within the task.
+struct Judged {
+    all: Scores,
+    within: Option<(Scores, Vec<i64>)>,
+}
+
+impl Judged {
+    fn new(judge: &Judge) -> Self {
+        let within = judge.classes.clone().map(|classes| (Scores::default(), classes));
+        Self { all: Scores::default(), within }
+    }
+
+    /// Metrics under their plain names, then under the other mask's.
+    fn values(&self, judge: &Judge, metrics: &[Metric], loss: f64) -> Values {
+        let value = |scores: &Scores, m: &Metric| match m {
+            Metric::Loss => loss,
+            other => scores.value(other),
+        };
+        let Some((inside, _)) = &self.within else {
+            return metrics.iter().map(|m| (m.name(), value(&self.all, m))).collect();
+        };
+        let (plain, other) =
+            if judge.task_is_known { (inside, &self.all) } else { (&self.all, inside) };
+        let prefix = judge.masks().1;
+        let mut values: Values = metrics.iter().map(|m| (m.name(), value(plain, m))).collect();
+        let masked = metrics.iter().filter(|m| **m != Metric::Loss);
+        values.extend(masked.map(|m| (format!("{prefix}.{}", m.name()), value(other, m))));
+        values
+    }
 }
 
 impl Live<'_> {
@@ -70,7 +119,8 @@ impl Live<'_> {
         let wanted = self.wanted_in_evaluation(logits, metrics);
         let teacher = self.bound.teacher_outputs.iter().position(|o| o == "logits");
         let with_loss = metrics.contains(&Metric::Loss);
-        let (mut scores, mut losses) = (Scores::default(), Losses::default());
+        let judge = self.judge.clone();
+        let (mut scores, mut losses) = (Judged::new(&judge), Losses::default());
         let rows: Vec<usize> = (0..dataset.rows()).collect();
         for (n, places) in rows.chunks(self.train.batch_size.max(1)).enumerate() {
             let pass = Pass::fresh(dataset.gather(places));
@@ -86,11 +136,7 @@ impl Live<'_> {
                 self.add_losses(&pass, &out, &mut losses)?;
             }
         }
-        let value = |m: &Metric| match m {
-            Metric::Loss => losses.value(),
-            other => scores.value(other),
-        };
-        let values: Values = metrics.iter().map(|m| (m.name(), value(m))).collect();
+        let values = scores.values(&judge, metrics, losses.value());
         let shown = Shown { metrics: values.clone(), ..Shown::kind(abi::EVENT_EVAL_END) };
         self.dispatch_all(&shown)?;
         Ok(values)
@@ -172,21 +218,23 @@ impl Losses {
 /// # Errors
 /// What the plugin says; rows that do not fit the student.
 pub(crate) fn evaluate_alone(
-    loaded: &mut LoadedStage,
+    student: &mut Instance,
+    sources: &[Option<Source>],
     dataset: &Dataset,
     metrics: &[Metric],
     batch_size: usize,
     keys: Keys,
+    judge: &Judge,
 ) -> RunResult<Values> {
     let ports: Vec<(String, bool)> =
-        loaded.student.inputs().map(|p| (p.name.clone(), p.is_optional())).collect();
-    let mut scores = Scores::default();
+        student.inputs().map(|p| (p.name.clone(), p.is_optional())).collect();
+    let mut scores = Judged::new(judge);
     let rows: Vec<usize> = (0..dataset.rows()).collect();
     let wanted = ["logits".to_owned()];
     for (n, places) in rows.chunks(batch_size.max(1)).enumerate() {
         let batch = dataset.gather(places);
         let mut inputs = Vec::new();
-        for ((port, optional), source) in ports.iter().zip(&loaded.student_inputs) {
+        for ((port, optional), source) in ports.iter().zip(sources) {
             let tensor = match source {
                 Some(Source::Batch(column)) => batch.columns.get(column).cloned(),
                 _ => None,
@@ -200,15 +248,14 @@ pub(crate) fn evaluate_alone(
             inputs.push(tensor);
         }
         let ctx = keys.ctx(Purpose::Forward, STUDENT, 0, n as u64);
-        let out = loaded
-            .student
+        let out = student
             .forward(ctx, ForwardFlags::default(), &inputs, &wanted)
             .map_err(|e| plugin_error(&e))?;
         if let Some(logits) = out.outputs.first() {
             score(&mut scores, dataset, &batch, logits, None, None)?;
         }
     }
-    Ok(metrics.iter().map(|m| (m.name(), scores.value(m))).collect())
+    Ok(scores.values(judge, metrics, f64::NAN))
 }
 
 /// Rows of an evaluation by scheduler ports, shared with the step.

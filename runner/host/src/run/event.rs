@@ -82,17 +82,8 @@ pub enum Event {
         /// Where an export went.
         exported: Option<PathBuf>,
     },
-    /// Rows of the task matrix so far: `[after task][on task]`, `None` = undefined.
-    TaskMatrix {
-        /// Task names.
-        tasks: Vec<String>,
-        /// Rows.
-        rows: Vec<Vec<Option<f64>>>,
-        /// Metric.
-        metric: String,
-        /// `average_accuracy`, `forgetting`, ...
-        summary: Vec<(String, Option<f64>)>,
-    },
+    /// The task matrix so far.
+    TaskMatrix(Box<super::matrix::TaskMatrix>),
     /// Something to tell that does not stop the run.
     Warning(crate::diagnostic::Diagnostic),
     /// A stop was asked for; the step is being finished and saved.

@@ -2,13 +2,17 @@
 //!
 //! Only outputs that somebody binds are asked for. A teacher is not run on rows whose outputs stand in already.
 
+use super::RunError;
 use super::bind::Input;
-use super::error::{RunResult, contract, plugin_error};
+use super::error::{RunResult, bug, contract, plugin_error};
 use super::live::{Live, SNAPSHOT, STUDENT, TEACHER, TeacherKind};
 use super::pass::{Pass, PassOut, Sources, slice_rows};
 use super::random::Purpose;
 use super::rows::concat;
+use crate::data::first_id;
+use crate::diagnostic::Diagnostic;
 use crate::load::instance::{ForwardFlags, Tape};
+use crate::load::wiring::CachedTeacher;
 use crate::tensor::Tensor;
 
 /// What a forward pass is for.
@@ -45,6 +49,35 @@ pub(crate) struct Wanted {
     pub student: Vec<usize>,
     pub teacher: Vec<usize>,
     pub snapshots: bool,
+}
+
+/// Outputs of a cached teacher for rows `[from, to)` of a pass.
+fn read_teacher<'n>(
+    teacher: &CachedTeacher,
+    pass: &Pass,
+    outputs: impl Iterator<Item = &'n str>,
+    (from, to): (usize, usize),
+) -> RunResult<Vec<Tensor>> {
+    let fail = |why: String| {
+        let diagnostic = Diagnostic::error("LMB0520", format!("teacher cache: {why}"));
+        RunError::new(diagnostic)
+    };
+    let cache = teacher.open.as_ref().ok_or_else(|| bug("the teacher cache is not open"))?;
+    let ids = pass.batch.columns.get("row_ids").and_then(|ids| ids.data::<i64>());
+    let ids = ids.and_then(|ids| ids.get(from..to));
+    let ids = ids.ok_or_else(|| fail("rows that a scheduler stored are in no cache".into()))?;
+    let mut places = Vec::with_capacity(ids.len());
+    for id in ids {
+        let first = first_id(*id);
+        let source = teacher.sources.iter().find(|(of, _)| *of == first);
+        let source = source.and_then(|(_, source)| {
+            cache.manifest.sources.iter().position(|s| s.source == *source)
+        });
+        places.push((source.ok_or_else(|| fail(format!("no row {id}")))?, id - first));
+    }
+    let column = cache.manifest.tokens.as_ref().and_then(|c| pass.batch.columns.get(c));
+    let width = column.and_then(|c| c.shape().get(1)).map(|w| *w as usize);
+    outputs.map(|output| cache.gather(output, &places, width).map_err(fail)).collect()
 }
 
 impl Live<'_> {
@@ -122,8 +155,9 @@ impl Live<'_> {
         out: &mut PassOut,
     ) -> RunResult<()> {
         out.teacher = vec![None; self.bound.teacher_outputs.len()];
-        let frozen = matches!(self.teacher, TeacherKind::Frozen | TeacherKind::Ema(_));
-        if wanted.is_empty() || !frozen {
+        let asked =
+            matches!(self.teacher, TeacherKind::Frozen | TeacherKind::Ema(_) | TeacherKind::Cached);
+        if wanted.is_empty() || !asked {
             return Ok(());
         }
         let covered = |from: usize, to: usize| {
@@ -184,6 +218,10 @@ impl Live<'_> {
         micro: u64,
         out: &PassOut,
     ) -> RunResult<Vec<Tensor>> {
+        if let Some(cache) = &self.loaded.cache {
+            let outputs = wanted.iter().map(|i| self.bound.teacher_outputs[*i].as_str());
+            return read_teacher(cache, pass, outputs, range);
+        }
         let inputs = self.inputs(&self.bound.teacher_inputs, pass, out, range)?;
         let names: Vec<String> =
             wanted.iter().map(|i| self.bound.teacher_outputs[*i].clone()).collect();

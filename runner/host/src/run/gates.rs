@@ -11,7 +11,7 @@ fn gates_of(stage: &StagePlan) -> &[Gate] {
     match &stage.work {
         Work::Train(train) => &train.gates,
         Work::Eval(eval) => &eval.gates,
-        Work::Export(_) => &[],
+        Work::Capture(_) | Work::Export(_) => &[],
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::event::{Event, EventSink};
 use super::{Control, Outcome, RunError, RunOptions, run};
-use crate::data::Datasets;
+use crate::data::{Datasets, Tokenize};
 use crate::load::{Catalogue, Loaded, SearchPath};
 use crate::plan::Plan;
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ impl Bench {
             ..SearchPath::default()
         };
         let (catalogue, _) = Catalogue::discover(&search).expect("catalogue");
-        let (datasets, problems) = Datasets::open(&plan);
+        let (datasets, problems) = Datasets::open(&plan, Tokenize::Always);
         assert!(problems.is_empty(), "{problems:?}");
         Some(Self { plan, catalogue, datasets, _cache: cache })
     }
@@ -85,15 +85,15 @@ impl Bench {
     }
 }
 
-fn digits() -> PathBuf {
+pub(crate) fn digits() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines/digits.yaml")
 }
 
-fn options(dir: &Path) -> RunOptions {
+pub(crate) fn options(dir: &Path) -> RunOptions {
     RunOptions { runs_dir: dir.into(), ..RunOptions::default() }
 }
 
-fn finished(result: Result<Outcome, RunError>) -> PathBuf {
+pub(crate) fn finished(result: Result<Outcome, RunError>) -> PathBuf {
     match result {
         Ok(Outcome::Done { dir }) => dir,
         other => panic!("{other:?}"),
@@ -161,7 +161,7 @@ fn tree(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// What two equal runs have in common byte for byte: metrics, final checkpoints, evaluations.
-fn substance(run: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn substance(run: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     let mut files = tree(run);
     let newest: Vec<PathBuf> = files
         .keys()
@@ -180,7 +180,7 @@ fn substance(run: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Stops after every k-th step, in steps of `stride`, continues, and compares with the run that was not stopped.
-fn resumes_bit_for_bit(text: &str, stride: u64) {
+pub(crate) fn resumes_bit_for_bit(text: &str, stride: u64) {
     let Some(bench) = Bench::new(&digits(), text) else { return };
     let dir = tempfile::tempdir().unwrap();
     let whole = finished(bench.run(&options(&dir.path().join("whole"))).0);

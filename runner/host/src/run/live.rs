@@ -5,6 +5,7 @@
 
 use super::bind::{Bindings, OwnedParam, bind};
 use super::error::{RunResult, contract, plugin_error};
+use super::evaluate::Judge;
 use super::gradient::{Cotangent, GradSet, wants_gradient};
 use super::optimizer::Optimizer;
 use super::pass::Provided;
@@ -51,6 +52,8 @@ pub(crate) enum TeacherKind {
     Ema(f64),
     /// The student itself, detached.
     Own,
+    /// Outputs that are read.
+    Cached,
 }
 
 /// A frozen student of a scheduler.
@@ -87,6 +90,8 @@ pub(crate) struct Live<'a> {
     pub datasets: &'a Datasets,
     /// Probes inside probes.
     pub depth: u32,
+    /// How evaluations of the stream judge.
+    pub judge: Judge,
 }
 
 impl<'a> Live<'a> {
@@ -106,6 +111,7 @@ impl<'a> Live<'a> {
             Some(TeacherPlan::Plugin(_) | TeacherPlan::Stage { .. }) => TeacherKind::Frozen,
             Some(TeacherPlan::Ema { decay }) => TeacherKind::Ema(*decay),
             Some(TeacherPlan::SelfOutputs) => TeacherKind::Own,
+            Some(TeacherPlan::Cache(_)) => TeacherKind::Cached,
         };
         let result = Self::activate_instances(loaded, keys, work);
         if let Err(error) = result {
@@ -136,6 +142,7 @@ impl<'a> Live<'a> {
             task_rows: None,
             datasets,
             depth: 0,
+            judge: Judge::default(),
         };
         live.owned_tensors()?;
         Ok(live)
@@ -243,15 +250,13 @@ impl<'a> Live<'a> {
     fn spec(&self, input: &super::bind::Input) -> Option<TensorSpec> {
         use super::bind::Feed;
         let declared = |instance: &crate::load::Instance, name: &str| {
-            let port = instance.ports().iter().find(|p| p.is_output() && p.name == name)?;
-            let axes = port.shape.split(',').map(|a| a.trim().parse().unwrap_or(-1));
-            let dtype = port.dtypes.first().copied().unwrap_or(DType::F32);
-            Some(TensorSpec { dtype, shape: axes.collect() })
+            instance.ports().iter().find(|p| p.is_output() && p.name == name).map(spec_of)
         };
         let mut spec = match input.feed.as_ref()? {
             Feed::Student(i) => declared(&self.loaded.student, self.bound.student_outputs.get(*i)?),
             Feed::Teacher(i) => {
-                declared(self.loaded.teacher.as_ref()?, self.bound.teacher_outputs.get(*i)?)
+                let port = self.loaded.teacher_output(self.bound.teacher_outputs.get(*i)?);
+                port.map(spec_of)
             }
             Feed::Snapshot(s, i) => {
                 let snapshot = self.loaded.snapshots.get(*s)?;
@@ -261,7 +266,7 @@ impl<'a> Live<'a> {
                 let value = &self.params.get(*i)?.value;
                 Some(TensorSpec { dtype: value.dtype(), shape: value.shape().to_vec() })
             }
-            Feed::Batch(_) | Feed::Scheduler(..) => Some(TensorSpec {
+            Feed::Batch(_) | Feed::RowClasses | Feed::Scheduler(..) => Some(TensorSpec {
                 dtype: if input.name == "labels" { DType::I64 } else { DType::F32 },
                 shape: vec![-1; input.axes.unwrap_or(1)],
             }),
@@ -311,6 +316,13 @@ pub(crate) fn deactivate(loaded: &mut LoadedStage) {
             instance.deactivate();
         }
     }
+}
+
+/// Shape of a port as far as it is known; -1 is not.
+fn spec_of(port: &crate::load::instance::Port) -> TensorSpec {
+    let axes = port.shape.split(',').map(|a| a.trim().parse().unwrap_or(-1));
+    let dtype = port.dtypes.first().copied().unwrap_or(DType::F32);
+    TensorSpec { dtype, shape: axes.collect() }
 }
 
 /// A copy in host memory.

@@ -22,7 +22,33 @@ pub struct TaskMatrix {
     pub rows: Vec<Vec<Option<f64>>>,
     /// Evaluated rows by task.
     pub counts: Vec<u64>,
+    /// Classes that a prediction may choose from: `all`, or those of the row's `task`.
+    pub mask: String,
+    /// The same under the other mask, in streams whose tasks have their own classes.
+    pub also: Option<MaskedRows>,
+    /// `scenario.train_classes`: classes of a row's softmax in training.
+    pub train_classes: String,
 }
+
+/// Scores under another evaluation mask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MaskedRows {
+    /// `all` or `task`.
+    pub mask: String,
+    /// As [`TaskMatrix::rows`].
+    pub rows: Vec<Vec<Option<f64>>>,
+}
+
+/// R\[k\]\[i\]: score on task i after the k-th task; T trained tasks; equal weight per task.
+const DEFINITIONS: [(&str, &str); 7] = [
+    ("rows", "R[0] before any training, R[k] after the k-th task's probes and passes"),
+    ("average_accuracy", "mean_i R[T][i]"),
+    ("anytime_accuracy", "mean_k mean_{i<=k} R[k][i]"),
+    ("learning_accuracy", "mean_i R[i][i]"),
+    ("bwt", "mean_{i<T} (R[T][i] - R[i][i])"),
+    ("forgetting", "mean_{i<T} (max_{i<=k<T} R[k][i] - R[T][i])"),
+    ("fwt", "mean_{i>1} (R[i-1][i] - R[0][i]); null where unseen classes cannot score"),
+];
 
 fn mean(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
     let values: Option<Vec<f64>> = values.into_iter().collect();
@@ -31,6 +57,30 @@ fn mean(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
 }
 
 impl TaskMatrix {
+    /// The matrix under the other mask, if there is one.
+    pub fn other(&self) -> Option<Self> {
+        let also = self.also.clone()?;
+        Some(Self { mask: also.mask, rows: also.rows, also: None, ..self.clone() })
+    }
+
+    /// The file `eval/task-matrix.json`: everything here, with the summary of each mask and what its names mean.
+    pub fn to_json(&self) -> serde_json::Value {
+        let summary = |m: &Self| -> serde_json::Map<String, serde_json::Value> {
+            m.summary().into_iter().map(|(n, v)| (n, serde_json::json!(v))).collect()
+        };
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        json["summary"] = summary(self).into();
+        if let Some(other) = self.other() {
+            json["also"]["summary"] = summary(&other).into();
+        }
+        json["definitions"] = DEFINITIONS
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), serde_json::json!(text)))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+        json
+    }
+
     fn at(&self, row: usize, task: usize) -> Option<f64> {
         *self.rows.get(row)?.get(task)?
     }
@@ -73,13 +123,15 @@ impl TaskMatrix {
             let first = self.trained.iter().position(|x| x == t)?;
             minus(self.at(first, *t), self.at(0, *t))
         });
+        // Classes that were never seen score 0 there by construction.
+        let unseen_classes = self.class_incremental && self.mask == "all";
         vec![
             ("average_accuracy".into(), mean(order.iter().map(|t| self.at(last, *t)))),
             ("anytime_accuracy".into(), mean(anytime)),
             ("learning_accuracy".into(), mean(order.iter().map(|t| own(*t)))),
             ("bwt".into(), mean(before_last.iter().map(|t| minus(self.at(last, *t), own(*t))))),
             ("forgetting".into(), mean(forgotten)),
-            ("fwt".into(), if self.class_incremental { None } else { mean(forward) }),
+            ("fwt".into(), if unseen_classes { None } else { mean(forward) }),
         ]
     }
 }
@@ -97,6 +149,9 @@ mod tests {
             trained: trained.to_vec(),
             rows: rows.iter().map(|r| r.iter().map(|v| Some(*v)).collect()).collect(),
             counts: vec![100; rows[0].len()],
+            mask: "all".into(),
+            also: None,
+            train_classes: "all".into(),
         }
     }
 
@@ -121,6 +176,8 @@ mod tests {
         close("fwt", ((0.4 - 0.2) + (0.5 - 0.3)) / 2.0);
         let classes = TaskMatrix { class_incremental: true, ..m };
         assert_eq!(get(&classes, "fwt"), None);
+        let inside = TaskMatrix { mask: "task".into(), ..classes };
+        assert!((get(&inside, "fwt").unwrap() - 0.2).abs() < 1e-12);
     }
 
     #[test]

@@ -3,7 +3,11 @@
 mod arith;
 mod assemble;
 mod bind;
+mod capture;
+#[cfg(test)]
+mod capture_tests;
 pub mod checkpoint;
+mod classes;
 mod error;
 mod evaluate;
 pub mod event;
@@ -26,8 +30,8 @@ mod pass;
 mod place;
 mod probe;
 pub mod random;
-mod request;
-mod rows;
+pub(crate) mod request;
+pub(crate) mod rows;
 pub mod rundir;
 pub mod safetensors;
 mod schedule;
@@ -36,6 +40,9 @@ mod session;
 mod stage;
 mod state;
 mod step;
+#[cfg(test)]
+mod stream_tests;
+mod topk;
 mod train_step;
 mod training;
 pub mod vfs;
@@ -201,6 +208,13 @@ pub fn evaluate(
     data: Option<&str>,
 ) -> Result<Measured, RunError> {
     offline::evaluate(plan, loaded, datasets, run_dir, &offline::place(stage, which), data)
+}
+
+/// The task matrix that a stage wrote last; `None` outside streams and before the first task ended.
+pub fn task_matrix(plan: &Plan, run_dir: &Path, stage: usize) -> Option<matrix::TaskMatrix> {
+    let dir = rundir::stage_dir(run_dir, plan.stages.get(stage)?);
+    let bytes = std::fs::read(dir.join("eval").join("task-matrix.json")).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 /// Writes a stage's student as a Hugging Face directory: `limbeck export`.

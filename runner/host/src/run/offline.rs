@@ -3,9 +3,10 @@
 //! Uses the instance of the stage that trained the student; the run directory is read, never changed, outside a run.
 
 use super::RunError;
+use super::checkpoint::Files;
 use super::error::{RunResult, bug, plugin_error};
-use super::evaluate::{Values, evaluate_alone};
-use super::live::{Keys, STUDENT, copy_of};
+use super::evaluate::{Judge, Values, evaluate_alone};
+use super::live::{Keys, Live, STUDENT, copy_of};
 use super::metrics::LineOf;
 use super::models::overwrite;
 use super::random::Purpose;
@@ -13,19 +14,20 @@ use super::rundir::{StageRecord, Status, read_stage, stage_dir, stage_hash};
 use super::session::Session;
 use super::stage::{dataset, finite, write_json};
 use super::state::{misfit, tensors};
-use super::training::student_of;
+use super::training::{read_progress, student_of};
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostic;
+use crate::load::Instance;
 use crate::load::Loaded;
-use crate::load::wiring::LoadedStage;
+use crate::load::wiring::{LoadedStage, Source};
 use crate::plan::{
-    EvalPlan, ExportPlan, FromStage, Metric, Plan, PluginUse, StagePlan, TeacherPlan, TrainPlan,
-    Which,
+    CacheAt, EvalPlan, ExportPlan, FromStage, Metric, Plan, PluginUse, Scenario, StagePlan,
+    TeacherPlan, TrainPlan, Which,
 };
 use crate::report::hf;
 use crate::run::event::Event;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Calls `f` with the active student of a stage, as `from` asks for it.
 fn with_student<T>(
@@ -33,29 +35,122 @@ fn with_student<T>(
     loaded: &mut Loaded,
     run: &Path,
     from: &FromStage,
-    f: impl FnOnce(&mut LoadedStage, Keys) -> RunResult<T>,
+    f: impl FnOnce(&mut Instance, &[Option<Source>], Keys) -> RunResult<T>,
 ) -> RunResult<T> {
     let files = student_of(plan, run, from)?;
     let Some(Some(stage)) = loaded.stages.get_mut(from.stage) else {
         return Err(bug(format!("stage `{}` was not loaded", plan.stages[from.stage].name)));
     };
     let keys = Keys { seed: plan.seed, stage: from.stage as u64 };
-    let work = std::env::temp_dir().join(format!("limbeck-{}-student", std::process::id()));
+    let LoadedStage { student, student_inputs, .. } = stage;
+    activated(student, Some(&files), keys, STUDENT, |student| f(student, student_inputs, keys))
+}
+
+/// Calls `f` with a model that is active meanwhile; `files`: of the checkpoint whose student it becomes.
+pub(crate) fn activated<T>(
+    model: &mut Instance,
+    files: Option<&Files>,
+    keys: Keys,
+    slot: u64,
+    f: impl FnOnce(&mut Instance) -> RunResult<T>,
+) -> RunResult<T> {
+    let work = std::env::temp_dir().join(format!("limbeck-{}-model", std::process::id()));
     std::fs::create_dir_all(&work).map_err(|e| super::error::io_error("create", &work, &e))?;
-    let ctx = keys.ctx(Purpose::Activate, STUDENT, 0, 0);
-    stage.student.activate(ctx, &work).map_err(|e| plugin_error(&e))?;
+    let ctx = keys.ctx(Purpose::Activate, slot, 0, 0);
+    model.activate(ctx, &work).map_err(|e| plugin_error(&e))?;
     let result = (|| {
-        let params = stage.student.params().map_err(|e| plugin_error(&e))?;
-        let model = tensors(&files, "model.safetensors")?;
-        overwrite(&params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
-        let ctx = keys.ctx(Purpose::State, STUDENT, 0, 0);
-        stage.student.params_changed(ctx).map_err(|e| plugin_error(&e))?;
-        if let Some(bytes) = files.get("plugins/student.bin") {
-            stage.student.state_load(ctx, bytes).map_err(|e| plugin_error(&e))?;
+        if let Some(files) = files {
+            let params = model.params().map_err(|e| plugin_error(&e))?;
+            let values = tensors(files, "model.safetensors")?;
+            overwrite(&params, &values, "").map_err(|e| misfit("model.safetensors", e))?;
+            let ctx = keys.ctx(Purpose::State, slot, 0, 0);
+            model.params_changed(ctx).map_err(|e| plugin_error(&e))?;
+            if let Some(bytes) = files.get("plugins/student.bin") {
+                model.state_load(ctx, bytes).map_err(|e| plugin_error(&e))?;
+            }
         }
-        f(stage, keys)
+        f(model)
     })();
-    stage.student.deactivate();
+    model.deactivate();
+    // Best effort: it is a temporary directory.
+    let _ = std::fs::remove_dir_all(&work);
+    result
+}
+
+/// What is to be measured.
+struct Rows<'a> {
+    datasets: &'a Datasets,
+    ids: &'a [String],
+    batch_size: usize,
+}
+
+/// How rows of a dataset are judged: those of a task of a stream with its own classes, as in the run.
+fn judge(plan: &Plan, train: &TrainPlan, datasets: &Datasets, id: &str) -> RunResult<Judge> {
+    let scenario = plan.scenario();
+    let task = plan.tasks.iter().find(|t| t.valid.as_deref() == Some(id));
+    let Some(task) = task.filter(|_| train.is_stream && scenario.splits_classes()) else {
+        return Ok(Judge::default());
+    };
+    let classes = Some(dataset(datasets, &task.train)?.classes());
+    Ok(Judge { classes, task_is_known: scenario == Scenario::Task })
+}
+
+/// Metrics of a stage's student by dataset, as the run itself would give them: a scheduler that decides the class
+/// decides here too.
+fn measure(
+    plan: &Plan,
+    loaded: &mut Loaded,
+    run: &Path,
+    from: &FromStage,
+    rows: &Rows<'_>,
+    metrics: &[Metric],
+) -> RunResult<Vec<(String, Values)>> {
+    let train = training(plan, from.stage)?;
+    let stage = loaded.stages.get(from.stage).and_then(Option::as_ref);
+    let scores = |s: &crate::load::wiring::LoadedScheduler| {
+        s.schedule.events & limbeck_abi::EVENT_EVAL_BATCH != 0
+    };
+    if stage.is_some_and(|stage| stage.schedulers.iter().any(scores)) {
+        return measure_with_schedulers(plan, loaded, run, from, rows, metrics);
+    }
+    with_student(plan, loaded, run, from, |student, inputs, keys| {
+        let one = |id: &String| {
+            let data = dataset(rows.datasets, id)?;
+            let judge = judge(plan, train, rows.datasets, id)?;
+            let size = rows.batch_size;
+            let values = evaluate_alone(student, inputs, &data, metrics, size, keys, &judge)?;
+            Ok((id.clone(), values))
+        };
+        rows.ids.iter().map(one).collect()
+    })
+}
+
+fn measure_with_schedulers(
+    plan: &Plan,
+    loaded: &mut Loaded,
+    run: &Path,
+    from: &FromStage,
+    rows: &Rows<'_>,
+    metrics: &[Metric],
+) -> RunResult<Vec<(String, Values)>> {
+    let train = training(plan, from.stage)?;
+    let files = student_of(plan, run, from)?;
+    let progress = read_progress(&files)?;
+    let Some(Some(stage)) = loaded.stages.get_mut(from.stage) else {
+        return Err(bug(format!("stage `{}` was not loaded", plan.stages[from.stage].name)));
+    };
+    let keys = Keys { seed: plan.seed, stage: from.stage as u64 };
+    let work = std::env::temp_dir().join(format!("limbeck-{}-stage", std::process::id()));
+    let mut live = Live::activate(stage, train, rows.datasets, keys, &work)?;
+    let result = (|| {
+        live.restore_files(&files, &progress)?;
+        let one = |id: &String| {
+            live.judge = judge(plan, train, rows.datasets, id)?;
+            Ok((id.clone(), live.evaluate(&*dataset(rows.datasets, id)?, metrics)?))
+        };
+        rows.ids.iter().map(one).collect()
+    })();
+    live.deactivate();
     // Best effort: it is a temporary directory.
     let _ = std::fs::remove_dir_all(&work);
     result
@@ -77,18 +172,9 @@ impl Session<'_, '_> {
     /// See [`RunError`].
     pub fn eval_stage(&mut self, stage: &StagePlan, eval: &EvalPlan) -> RunResult<StageRecord> {
         let dir = stage_dir(self.dir, stage);
-        let datasets = self.datasets;
+        let rows = Rows { datasets: self.datasets, ids: &eval.data, batch_size: eval.batch_size };
         let all =
-            with_student(self.plan, &mut self.loaded, self.dir, &eval.model, |loaded, keys| {
-                let mut all: Vec<(String, Values)> = Vec::new();
-                for id in &eval.data {
-                    let data = dataset(datasets, id)?;
-                    let values =
-                        evaluate_alone(loaded, &data, &eval.metrics, eval.batch_size, keys)?;
-                    all.push((id.clone(), values));
-                }
-                Ok(all)
-            })?;
+            measure(self.plan, &mut self.loaded, self.dir, &eval.model, &rows, &eval.metrics)?;
         let mut metrics = Vec::new();
         for (id, values) in all {
             let of = LineOf { stage: &stage.name, task: "", step: 0, eval: Some(&id) };
@@ -157,8 +243,8 @@ fn write_model(
 ) -> RunResult<()> {
     let train = training(plan, from.stage)?;
     let stage = &plan.stages[from.stage];
-    let model = with_student(plan, loaded, run, from, |loaded, _| {
-        let params = loaded.student.params().map_err(|e| plugin_error(&e))?;
+    let model = with_student(plan, loaded, run, from, |student, _, _| {
+        let params = student.params().map_err(|e| plugin_error(&e))?;
         let mut parameters = Vec::new();
         let mut tied = BTreeMap::new();
         for param in &params {
@@ -170,12 +256,14 @@ fn write_model(
             }
         }
         Ok(hf::ExportedModel {
-            plugin: loaded.student.id().to_owned(),
-            version: loaded.student.version().to_owned(),
+            plugin: student.id().to_owned(),
+            version: student.version().to_owned(),
             settings,
+            config: student.folder_config().map_err(|e| plugin_error(&e))?,
             parameters,
             tied,
             metrics: metrics_of(plan, run, from.stage),
+            data: data_of(plan, train),
             pipeline_name: plan.name.clone(),
             description: plan.description.clone(),
             pipeline_text: plan.text.clone(),
@@ -185,7 +273,23 @@ fn write_model(
             tokenizer: plan.tokenizer.as_ref().map(|t| t.path.clone()),
         })
     })?;
-    hf::export(to, &model).map_err(|d| RunError::new(d))
+    hf::export(to, &model).map_err(RunError::new)
+}
+
+/// Datasets and names of their files.
+fn data_of(plan: &Plan, train: &TrainPlan) -> Vec<String> {
+    let line = |what: &str, id: &str| {
+        let files = plan.datasets.get(id).map(|d| d.paths.as_slice()).unwrap_or_default();
+        let name =
+            |p: &PathBuf| format!("`{}`", p.file_name().unwrap_or_default().to_string_lossy());
+        let files: Vec<String> = files.iter().map(name).collect();
+        format!("{what} on `{id}`: {}", files.join(", "))
+    };
+    let of_task = |task: &crate::plan::TaskPlan| {
+        let valid = task.valid.as_ref().map(|id| line("measured", id));
+        std::iter::once(line("trained", &task.train)).chain(valid)
+    };
+    train.tasks.iter().flat_map(of_task).collect()
 }
 
 /// Final metrics of a stage, under the name of the rows they were measured on.
@@ -206,6 +310,12 @@ fn teacher_info(plan: &Plan, run: &Path, teacher: &TeacherPlan) -> hf::TeacherIn
         }
         TeacherPlan::Ema { decay } => (format!("EMA of the student, decay {decay}"), Vec::new()),
         TeacherPlan::SelfOutputs => ("the student itself".to_owned(), Vec::new()),
+        TeacherPlan::Cache(cache) => match &cache.at {
+            CacheAt::Stage(stage) => {
+                (format!("cache of stage `{}`", plan.stages[*stage].name), Vec::new())
+            }
+            CacheAt::Dir(dir) => (format!("cache `{}`", dir.display()), Vec::new()),
+        },
     };
     hf::TeacherInfo { description, parameters: None, metrics }
 }
@@ -235,15 +345,8 @@ pub(crate) fn evaluate(
     if metrics.is_empty() {
         metrics.push(Metric::Accuracy);
     }
-    with_student(plan, &mut loaded, run, from, |loaded, keys| {
-        ids.iter()
-            .map(|id| {
-                let data = dataset(datasets, id)?;
-                let values = evaluate_alone(loaded, &data, &metrics, train.batch_size, keys)?;
-                Ok((id.clone(), values))
-            })
-            .collect()
-    })
+    let rows = Rows { datasets, ids: &ids, batch_size: train.batch_size };
+    measure(plan, &mut loaded, run, from, &rows, &metrics)
 }
 
 /// See [`super::export`].

@@ -147,6 +147,10 @@ impl Sources<'_> {
                     return Err(RunError::new(diagnostic));
                 }
             },
+            Feed::RowClasses => {
+                let labels = self.pass.batch.columns.get("labels").map(|t| slice(t, true));
+                self.bound.row_classes.as_ref().zip(labels).and_then(|(own, l)| own.mask(&l))
+            }
             Feed::Student(i) => {
                 let axis = self.bound.student_rows.get(*i).copied().unwrap_or(false);
                 self.out.student.get(*i).and_then(Option::as_ref).map(|t| slice(t, axis))

@@ -25,6 +25,8 @@ pub enum Purpose {
     Probe = 8,
     /// State of an instance.
     State = 9,
+    /// Order of batches of like length.
+    Bucket = 10,
 }
 
 /// Mixes `parts` into a key. Equal parts give equal keys on every machine.

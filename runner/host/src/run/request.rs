@@ -191,6 +191,7 @@ mod tests {
             groups: vec![Group { name: "rows".into(), max_rows: 2, flags: 0 }],
             terms: Vec::new(),
             snapshots: vec!["previous".into()],
+            definition: serde_json::Value::Null,
         }
     }
 

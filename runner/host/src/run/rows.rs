@@ -38,6 +38,17 @@ impl RowSet {
         }
     }
 
+    /// Tokens of a row; 0 where nobody knows (a row that a scheduler stored, a row without text).
+    pub fn length(&self, row: usize) -> usize {
+        match self {
+            Self::All(dataset) => dataset.length(row),
+            Self::Listed(rows, _) => match rows.get(row) {
+                Some(Row::At(dataset, at)) => dataset.length(*at),
+                _ => 0,
+            },
+        }
+    }
+
     /// These rows, in this order.
     ///
     /// # Errors

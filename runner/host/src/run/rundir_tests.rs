@@ -13,6 +13,7 @@ fn plan(dir: &Path, seed: u64) -> Plan {
         device: DeviceChoice::Cpu,
         datasets: BTreeMap::new(),
         tokenizer: None,
+        tokenizers: BTreeMap::new(),
         plugins: Vec::new(),
         tensorboard: false,
         tasks: Vec::new(),

@@ -3,7 +3,7 @@
 //! A stage is done when its `state.json` says so; the first one that is not is continued from its newest whole
 //! checkpoint, or from its beginning. A run that fails stays open for the next try.
 
-use super::checkpoint::Store;
+use super::checkpoint::{Store, sha256};
 use super::error::{RunResult, io_error};
 use super::event::{Event, EventSink};
 use super::gates::check_gates;
@@ -17,11 +17,12 @@ use super::rundir::{
 use super::vfs::RealFs;
 use super::watch::{Patience, Watch};
 use super::{Control, Outcome, RunError, RunOptions};
+use crate::cache;
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostics;
 use crate::load::instance::show_calls;
 use crate::load::{self, Catalogue, Loaded, services};
-use crate::plan::{Plan, StagePlan, Work};
+use crate::plan::{CacheAt, Plan, StagePlan, Work};
 use crate::report::tensorboard;
 use std::path::Path;
 use std::time::Instant;
@@ -172,20 +173,28 @@ fn inputs_of(
         None => Ok(()),
     };
     let mut inputs = Inputs::default();
-    for stage in loaded.stages.iter().flatten() {
+    let of_stages = loaded.stages.iter().flatten().flat_map(|stage| {
         let models = std::iter::once(&stage.student).chain(&stage.teacher);
         let losses = stage.terms.iter().map(|t| &t.instance);
         let schedulers = stage.schedulers.iter().map(|s| &s.instance);
-        for instance in models.chain(losses).chain(schedulers) {
-            if let Some(info) = catalogue.find(instance.id()) {
-                let record = PluginRecord {
-                    version: info.version.clone(),
-                    sha256: info.sha256.clone(),
-                    library: info.library.clone(),
-                    unlocked: catalogue.unlocked().contains(&info.id),
-                };
-                inputs.plugins.insert(info.id.clone(), record);
-            }
+        models.chain(losses).chain(schedulers)
+    });
+    let captured = loaded.captures.iter().flatten().map(|capture| &capture.teacher);
+    for info in of_stages.chain(captured).filter_map(|i| catalogue.find(i.id())) {
+        let record = PluginRecord {
+            version: info.version.clone(),
+            sha256: info.sha256.clone(),
+            library: info.library.clone(),
+            unlocked: catalogue.unlocked().contains(&info.id),
+        };
+        inputs.plugins.insert(info.id.clone(), record);
+    }
+    for cache in loaded.stages.iter().flatten().filter_map(|stage| stage.cache.as_ref()) {
+        // Holds the hashes of its shards. A cache of this run is made by this run.
+        if let CacheAt::Dir(dir) = &cache.at
+            && let Ok(bytes) = std::fs::read(dir.join(cache::FILE_NAME))
+        {
+            inputs.data.insert(dir.join(cache::FILE_NAME), sha256(&bytes));
         }
     }
     for dataset in plan.datasets.keys().filter_map(|id| datasets.get(id)) {
@@ -248,6 +257,7 @@ impl Session<'_, '_> {
             }
             let end = match &stage.work {
                 Work::Train(train) => self.train(stage, train)?,
+                Work::Capture(capture) => self.capture_stage(stage, capture)?,
                 Work::Eval(eval) => StageEnd::Done(self.eval_stage(stage, eval)?),
                 Work::Export(export) => StageEnd::Done(self.export_stage(stage, export)?),
             };

@@ -5,10 +5,12 @@
 
 use super::RunError;
 use super::checkpoint::{Header, Keep, Store};
+use super::classes::RowClasses;
 use super::error::{RunResult, io_error};
+use super::evaluate::Judge;
 use super::io::Io;
 use super::live::Live;
-use super::matrix::TaskMatrix;
+use super::matrix::{MaskedRows, TaskMatrix};
 use super::metrics::LineOf;
 use super::rows::{RowSet, from_columns};
 use super::schedule::{Flags, Shown, refuse};
@@ -16,7 +18,9 @@ use super::state::{BestStep, Phase, Progress};
 use super::vfs::{RealFs, Vfs, replace};
 use crate::data::{Dataset, Datasets};
 use crate::load::services;
-use crate::plan::{Every, Length, Metric, Plan, StagePlan, TaskPlan, TrainPlan};
+use crate::plan::{
+    Every, Length, Metric, Plan, Scenario, StagePlan, TaskPlan, TrainClasses, TrainPlan,
+};
 use crate::run::event::Event;
 use crate::tensor::Tensor;
 use limbeck_abi as abi;
@@ -174,14 +178,35 @@ impl Stage<'_, '_> {
         now.task.clone_from(&task.name);
         now.step = self.progress.cursor.step;
         self.live.task_rows = Some(rows);
+        self.judge(&task.train)?;
+        self.open_classes(stream)
+    }
+
+    /// The classes of the tasks so far count in softmaxes that are narrowed to them.
+    fn open_classes(&mut self, current: Option<usize>) -> RunResult<()> {
+        let mode = self.plan.train_classes();
+        if !self.train.is_stream || mode == TrainClasses::All {
+            return Ok(());
+        }
+        if self.live.bound.row_classes.is_none() {
+            let ids = self.plan.tasks.iter().map(|t| &t.train);
+            let classes = ids.map(|id| Ok(self.dataset(id)?.classes()));
+            let classes = classes.collect::<RunResult<Vec<_>>>()?;
+            let width = crate::load::wiring::width(&self.live.loaded.student).unwrap_or(0);
+            let own = RowClasses::new(mode, &classes, usize::try_from(width).unwrap_or(0));
+            self.live.bound.row_classes = Some(own);
+        }
+        let trained = self.progress.matrix.iter().flat_map(|m| m.trained.iter().copied());
+        if let Some(own) = &mut self.live.bound.row_classes {
+            own.see(trained.chain(current));
+        }
         Ok(())
     }
 
     fn start(&mut self) -> RunResult<()> {
         if self.train.is_stream && self.progress.matrix.as_ref().is_none_or(|m| m.rows.is_empty()) {
             let mut matrix = self.progress.matrix.take().unwrap_or_else(|| self.new_matrix());
-            let row = self.matrix_row("before")?;
-            matrix.rows.push(row);
+            self.matrix_row("before", &mut matrix)?;
             self.progress.matrix = Some(matrix);
         }
         self.progress.cursor.phase = Phase::Begin;
@@ -230,10 +255,9 @@ impl Stage<'_, '_> {
         if self.train.is_stream {
             let name = self.task().name.clone();
             let place = self.plan.tasks.iter().position(|t| t.name == name).unwrap_or(0);
-            let row = self.matrix_row(&name)?;
             let mut matrix = self.progress.matrix.take().unwrap_or_else(|| self.new_matrix());
-            let score = row.get(place).copied().flatten();
-            matrix.rows.push(row);
+            self.matrix_row(&name, &mut matrix)?;
+            let score = matrix.rows.last().and_then(|row| row.get(place).copied()).flatten();
             matrix.trained.push(place);
             self.write_matrix(&matrix)?;
             self.progress.matrix = Some(matrix);
@@ -336,6 +360,9 @@ impl Stage<'_, '_> {
         let data = |t: &TaskPlan| t.valid.as_ref().and_then(|v| self.datasets.get(v));
         let classes: Vec<Vec<i64>> =
             self.plan.tasks.iter().map(|t| data(t).map_or(Vec::new(), |d| d.classes())).collect();
+        let scenario = self.plan.scenario();
+        let judge = Judge { task_is_known: scenario == Scenario::Task, classes: None };
+        let (mask, other) = judge.masks();
         TaskMatrix {
             tasks: self.plan.tasks.iter().map(|t| t.name.clone()).collect(),
             metric: metric.name(),
@@ -343,6 +370,10 @@ impl Stage<'_, '_> {
             class_incremental: classes.windows(2).any(|w| w[1].iter().any(|c| !w[0].contains(c))),
             trained: Vec::new(),
             rows: Vec::new(),
+            mask: mask.to_owned(),
+            also: (scenario.splits_classes())
+                .then(|| MaskedRows { mask: other.to_owned(), rows: Vec::new() }),
+            train_classes: self.plan.train_classes().name().to_owned(),
             counts: self
                 .plan
                 .tasks
@@ -352,48 +383,61 @@ impl Stage<'_, '_> {
         }
     }
 
-    /// Scores on every declared task.
-    fn matrix_row(&mut self, after: &str) -> RunResult<Vec<Option<f64>>> {
+    /// Scores on every declared task, as a row of the matrix.
+    fn matrix_row(&mut self, after: &str, matrix: &mut TaskMatrix) -> RunResult<()> {
         let (metric, _) = self.matrix_metric();
         let name = metric.name();
         let (task, index) = (self.live.now.task.clone(), self.live.now.task_index);
         let current = if after == "before" { None } else { Some(after.to_owned()) };
-        let mut row = Vec::new();
+        let (mut row, mut masked) = (Vec::new(), Vec::new());
+        let also = matrix.also.as_ref().map(|also| format!("{}.{name}", also.mask));
         for (i, other) in self.plan.tasks.iter().enumerate() {
             let Some(valid) = &other.valid else {
                 row.push(None);
+                masked.push(None);
                 continue;
             };
             // Schedulers are told which task is evaluated.
             (self.live.now.task, self.live.now.task_index) = (other.name.clone(), i as u64);
+            self.judge(&other.train)?;
             let values = self.measure(valid, &other.name)?;
             if current.as_ref() == Some(&other.name) {
                 self.progress.metrics =
                     values.iter().map(|(n, v)| (n.clone(), finite(*v))).collect();
             }
-            row.push(values.iter().find(|(n, _)| *n == name).and_then(|(_, v)| finite(*v)));
+            let score = |wanted: &str| {
+                values.iter().find(|(n, _)| n == wanted).and_then(|(_, v)| finite(*v))
+            };
+            row.push(score(&name));
+            masked.push(also.as_deref().and_then(score));
         }
         (self.live.now.task, self.live.now.task_index) = (task, index);
-        Ok(row)
+        let own = self.task().train.clone();
+        self.judge(&own)?;
+        matrix.rows.push(row);
+        if let Some(also) = &mut matrix.also {
+            also.rows.push(masked);
+        }
+        Ok(())
+    }
+
+    /// Evaluations from here on are of a task with these training rows.
+    fn judge(&mut self, train: &str) -> RunResult<()> {
+        let splits = self.train.is_stream && self.plan.scenario().splits_classes();
+        self.live.judge.task_is_known = self.plan.scenario() == Scenario::Task;
+        self.live.judge.classes = if splits { Some(self.dataset(train)?.classes()) } else { None };
+        Ok(())
     }
 
     fn write_matrix(&mut self, matrix: &TaskMatrix) -> RunResult<()> {
-        let summary = matrix.summary();
-        let mut json = serde_json::to_value(matrix).unwrap_or_default();
-        if let Some(object) = json.as_object_mut() {
-            let map: serde_json::Map<String, serde_json::Value> =
-                summary.iter().map(|(n, v)| (n.clone(), serde_json::json!(v))).collect();
-            object.insert("summary".into(), map.into());
-            object.insert("mask".into(), "all".into());
-        }
-        write_json(&self.dir.join("eval"), "task-matrix.json", &json)?;
-        self.io.sink.event(&Event::TaskMatrix {
-            tasks: matrix.tasks.clone(),
-            rows: matrix.rows.clone(),
-            metric: matrix.metric.clone(),
-            summary,
-        });
-        Ok(())
+        write_json(&self.dir.join("eval"), "task-matrix.json", &matrix.to_json())?;
+        self.io.sink.event(&Event::TaskMatrix(Box::new(matrix.clone())));
+        let defined = matrix.summary().into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let values: Vec<(String, f64)> = defined.collect();
+        let (step, task) = (self.progress.cursor.step, &self.live.now.task);
+        let of = LineOf { stage: &self.stage.name, task, step, eval: Some("stream") };
+        self.io.line(of, &values)?;
+        self.io.flush()
     }
 
     /// Steps of one epoch over `rows` rows.

@@ -13,10 +13,10 @@ use super::stage::{Stage, joined};
 use super::state::Phase;
 use super::step::StepValues;
 use crate::data::Batch;
+use crate::data::order::{EpochKey, bucketed, epoch_order};
 use crate::diagnostic::Diagnostic;
 use crate::plan::{Every, NonFiniteAction};
 use crate::run::event::Event;
-use crate::run::random::{Purpose, Random, key};
 use limbeck_abi as abi;
 
 /// Place of a step in its task or pass.
@@ -101,11 +101,18 @@ impl Stage<'_, '_> {
         let pass = if self.live.asked.passes.is_empty() { 0 } else { cursor.passes + 1 };
         let wanted = (cursor.task, pass, place.epoch);
         if self.order.as_ref().is_none_or(|(of, _)| *of != wanted) {
-            let mut order: Vec<usize> = (0..rows.len()).collect();
-            if self.train.shuffle {
-                let keys = self.live.keys;
-                let parts = [keys.seed, keys.stage, cursor.task as u64, place.epoch, pass];
-                Random::new(key(Purpose::Order, &parts)).shuffle(&mut order);
+            let keys = self.live.keys;
+            let epoch = EpochKey {
+                seed: keys.seed,
+                stage: keys.stage,
+                task: cursor.task as u64,
+                epoch: place.epoch,
+                pass,
+            };
+            let mut order = epoch_order(rows.len(), self.train.shuffle, epoch);
+            if self.train.bucket > 0 {
+                let (size, window) = (self.train.batch_size, self.train.bucket);
+                order = bucketed(order, size, window, |row| rows.length(row), epoch);
             }
             self.order = Some((wanted, order));
         }

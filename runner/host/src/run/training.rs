@@ -3,6 +3,7 @@
 //! An attempt goes on from the newest whole checkpoint; none of its state outlives it but what a checkpoint holds.
 
 use super::RunError;
+use super::capture::cache_dir;
 use super::checkpoint::{Files, Store};
 use super::error::{RunResult, bug, contract};
 use super::event::Event;
@@ -13,9 +14,11 @@ use super::session::{Session, StageEnd, progress_of};
 use super::stage::{CANCELLED, Ended, Stage, finite};
 use super::state::{Progress, misfit, tensors};
 use super::vfs::RealFs;
+use crate::cache::Cache;
 use crate::diagnostic::Diagnostic;
 use crate::load::services;
-use crate::plan::{FromStage, Plan, StagePlan, TeacherPlan, TrainPlan, Which};
+use crate::load::wiring::LoadedStage;
+use crate::plan::{CacheAt, FromStage, Plan, StagePlan, TeacherPlan, TrainPlan, Which, Work};
 use std::path::Path;
 use std::time::Instant;
 
@@ -107,6 +110,7 @@ impl Session<'_, '_> {
         let Some(Some(loaded)) = self.loaded.stages.get_mut(stage.index) else {
             return Err(bug(format!("stage `{}` was not loaded", stage.name)));
         };
+        open_cache(self.plan, self.dir, loaded)?;
         let keys = Keys { seed: self.plan.seed, stage: stage.index as u64 };
         let live = Live::activate(loaded, train, self.datasets, keys, &dir.join("work"))?;
         let mut at_work = Stage {
@@ -184,12 +188,38 @@ impl Session<'_, '_> {
             .map(|s| {
                 let with = self.settings(&s.plugin);
                 let version = self.catalogue.find(&s.plugin.id).map(|p| p.version.clone());
-                serde_json::json!({"name": s.name, "plugin": s.plugin.id, "version": version, "with": with})
+                let loaded = self.loaded.stages.get(stage.index).and_then(Option::as_ref);
+                let loaded = loaded.and_then(|l| l.schedulers.iter().find(|l| l.name == s.name));
+                let definition = loaded.map(|l| l.schedule.definition.clone());
+                serde_json::json!({
+                    "name": s.name, "plugin": s.plugin.id, "version": version, "with": with,
+                    "definition": definition,
+                })
             })
             .collect();
         let json = serde_json::json!({"schedulers": schedulers});
         super::stage::write_json(&dir.join("eval"), "method.json", &json)
     }
+}
+
+/// Opens the cache that stands for the stage's teacher.
+fn open_cache(plan: &Plan, run: &Path, loaded: &mut LoadedStage) -> RunResult<()> {
+    let Some(cache) = loaded.cache.as_mut().filter(|c| c.open.is_none()) else { return Ok(()) };
+    let dir = match &cache.at {
+        CacheAt::Dir(dir) => dir.clone(),
+        CacheAt::Stage(index) => match plan.stages.get(*index) {
+            Some(stage @ StagePlan { work: Work::Capture(capture), .. }) => {
+                cache_dir(run, stage, capture)
+            }
+            _ => return Err(bug("a cache of a stage that captures nothing")),
+        },
+    };
+    let opened = Cache::open(&dir).map_err(|(file, why)| {
+        let message = format!("teacher cache: cannot use {}: {why}", file.display());
+        RunError::new(Diagnostic::error("LMB0520", message))
+    })?;
+    cache.open = Some(opened);
+    Ok(())
 }
 
 /// Files of earlier stages.
@@ -200,13 +230,15 @@ struct Models {
     matrix: Option<Vec<u8>>,
 }
 
-fn read_progress(files: &Files) -> RunResult<Progress> {
+pub(crate) fn read_progress(files: &Files) -> RunResult<Progress> {
     let bytes = files.get("state.json").map_or(&[][..], Vec::as_slice);
     serde_json::from_slice(bytes).map_err(|e| misfit("state.json", e))
 }
 
 /// Puts models, schedulers and progress in place before the loop.
 fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) -> RunResult<()> {
+    // "init" is the student as built, not as another stage left it.
+    stage.live.keep_initial();
     if let Some(files) = &models.student {
         let model = tensors(files, "model.safetensors")?;
         overwrite(&stage.live.params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
@@ -219,7 +251,6 @@ fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) ->
         stage.live.teacher_changed()?;
     }
     stage.live.optimizer.parameters_changed()?;
-    stage.live.keep_initial();
     if matches!(stage.live.teacher, TeacherKind::Ema(_)) {
         blend(&stage.live.params, &stage.live.teacher_params, 0.0)
             .map_err(|e| contract(stage.live.loaded.student.id(), e))?;
@@ -238,7 +269,6 @@ fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) ->
         && let Ok(serde_json::Value::Object(mut object)) = serde_json::from_slice(bytes)
     {
         object.remove("summary");
-        object.remove("mask");
         stage.progress.matrix = serde_json::from_value(object.into()).ok();
     }
     Ok(())

@@ -102,6 +102,7 @@ fn gradients_of_softened_losses_are_the_differences_of_the_value() {
 fn gradients_of_other_losses_are_the_differences_of_the_value() {
     differences_agree("ce", json!({"label_smoothing": 0.1}), &logits(7));
     differences_agree("logit_mse", json!({}), &logits(8));
+    differences_agree("bce", json!({}), &logits(9));
     for (loss, params) in [
         ("cosine", json!({})),
         ("hidden_mse", json!({})),
@@ -160,6 +161,7 @@ fn take(inputs: &Inputs, rows: std::ops::Range<usize>) -> Inputs {
 fn micro_batches_add_up_to_the_batch() {
     let cases = SOFTENED.iter().map(|loss| (*loss, logits(1))).chain([
         ("ce", logits(2)),
+        ("bce", logits(2)),
         ("logit_mse", logits(3)),
         ("uld", logits(3)),
         ("cosine", hidden(4)),
@@ -308,4 +310,48 @@ fn dead_and_infinite_rows_are_counted_and_can_be_dropped() {
     assert!(dropped.value.is_finite());
     assert_eq!(dropped.nonfinite_rows, 0.25);
     assert!(dropped.grads["student.logits"].row(1).iter().all(|&g| g == 0.0));
+}
+
+#[test]
+fn cross_entropy_over_a_rows_own_classes_is_that_of_a_narrower_student() {
+    let z = Array { shape: vec![2, 4], data: vec![0.5, -1.0, 2.0, 7.0, 0.5, -1.0, 2.0, 7.0] };
+    let labels = Array { shape: vec![2], data: vec![1.0, 2.0] };
+    let own = Array { shape: vec![2, 4], data: vec![1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0] };
+    let inputs = Inputs::from([
+        ("student.logits".into(), z),
+        ("labels".into(), labels),
+        ("row_classes".into(), own),
+    ]);
+    let spec = parse("ce", &json!({})).expect("settings");
+    let outcome = evaluate(&spec, &inputs, 1.0).expect("computes");
+    let pair = |own: f64, other: f64| (1.0 + (other - own).exp()).ln();
+    assert!((outcome.value - pair(-1.0, 0.5) - pair(2.0, 7.0)).abs() < 1e-12);
+    let grad = &outcome.grads["student.logits"].data;
+    assert_eq!([grad[2], grad[3], grad[4], grad[5]], [0.0; 4]);
+    assert!((grad[0] + grad[1]).abs() < 1e-12 && grad[1] < 0.0);
+    let mut off = inputs;
+    off.insert("labels".into(), Array { shape: vec![2], data: vec![3.0, 2.0] });
+    assert!(evaluate(&spec, &off, 1.0).is_err());
+}
+
+#[test]
+fn binary_cross_entropy_by_hand_with_a_label_off_the_kept_columns() {
+    let softplus = |x: f64| (1.0 + x.exp()).ln();
+    let z = Array { shape: vec![2, 3], data: vec![0.3, -0.7, 5.0, 1.1, 0.2, -5.0] };
+    let labels = Array { shape: vec![2], data: vec![1.0, 2.0] };
+    let mask = Array { shape: vec![3], data: vec![1.0, 1.0, 0.0] };
+    let inputs = Inputs::from([
+        ("student.logits".into(), z),
+        ("labels".into(), labels),
+        ("class_mask".into(), mask),
+    ]);
+    let spec = parse("bce", &json!({})).expect("settings");
+    let outcome = evaluate(&spec, &inputs, 2.0).expect("computes");
+    let first = (softplus(0.3) + softplus(-0.7) + 0.7) / 2.0;
+    let second = (softplus(1.1) + softplus(0.2)) / 2.0;
+    assert!((outcome.value - (first + second) / 2.0).abs() < 1e-12);
+    let grad = &outcome.grads["student.logits"].data;
+    assert_eq!((grad[2], grad[5]), (0.0, 0.0));
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    assert!((grad[1] - (sigmoid(-0.7) - 1.0) / 4.0).abs() < 1e-12);
 }

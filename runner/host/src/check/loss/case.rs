@@ -98,7 +98,7 @@ pub fn preferred(port: &Port) -> Option<DType> {
 fn values_of(port: &Port, dtype: DType, count: usize, draw: &mut Random) -> Vec<f64> {
     let last = port.name.rsplit('.').next().unwrap_or_default();
     let mut one = |index: usize| match last {
-        "row_mask" | "class_mask" | "attention_mask" => 1.0,
+        "row_mask" | "row_classes" | "class_mask" | "attention_mask" => 1.0,
         "old_classes" => f64::from(u8::from(index.is_multiple_of(2))),
         "row_weights" => 0.5 + draw.uniform(),
         "row_ids" => index as f64,

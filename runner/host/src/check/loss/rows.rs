@@ -142,10 +142,10 @@ fn patterns(row: usize, columns: usize, pattern: &str) -> Vec<f64> {
         .collect()
 }
 
-/// Whether any number makes sense there. A sparse teacher's values are log-probabilities.
+/// Whether any number makes sense there. A sparse teacher's values are log-probabilities, `row_classes` are flags.
 fn takes_extremes(input: &Input) -> bool {
     let is_matrix = input.by_row && input.dtype.is_float() && input.row_len(ROWS) > 1;
-    is_matrix && !input.name.contains(".topk.")
+    is_matrix && !input.name.contains(".topk.") && input.name != "row_classes"
 }
 
 pub fn extremes(subject: &mut Subject) -> Outcome {

@@ -44,6 +44,7 @@ impl Folder {
             device: DeviceChoice::Cpu,
             datasets: datasets.into_iter().map(|d| (d.id.clone(), d)).collect(),
             tokenizer: None,
+            tokenizers: BTreeMap::new(),
             plugins: Vec::new(),
             tensorboard: false,
             tasks: Vec::new(),
@@ -69,7 +70,8 @@ impl Folder {
 }
 
 fn open_all(plan: &Plan) -> (Datasets, Vec<Diagnostic>) {
-    Datasets::open_only(plan, &plan.datasets.keys().cloned().collect())
+    let ids = plan.datasets.keys().cloned().collect();
+    Datasets::open_only(plan, &ids, Tokenize::Always)
 }
 
 fn set(format: Format, path: &Path) -> DatasetPlan {
@@ -79,6 +81,7 @@ fn set(format: Format, path: &Path) -> DatasetPlan {
         format,
         paths: vec![path.to_owned()],
         text: None,
+        texts: BTreeMap::new(),
         label: None,
         tensors: BTreeMap::new(),
         rows: None,

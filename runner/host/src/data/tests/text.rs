@@ -24,7 +24,7 @@ fn open_text(
 #[test]
 fn stored_padding_and_truncation_are_not_used() {
     let folder = Folder::new();
-    let (set, sets) = open_text(&folder, text_set(&folder, false), tokenizer(&folder, 16, true));
+    let (set, _) = open_text(&folder, text_set(&folder, false), tokenizer(&folder, 16, true));
     let batch = set.gather(&[1, 2]);
     assert_eq!(batch.columns["input_ids"].shape(), [2, 5]);
     assert_eq!(i64s(&batch, "input_ids"), [0, 3, 2, 2, 1, 0, 4, 1, 9, 9]);
@@ -33,7 +33,8 @@ fn stored_padding_and_truncation_are_not_used() {
     assert!(!batch.columns.contains_key("token_type_ids"));
     let spec = set.columns().into_iter().find(|c| c.name == "input_ids").unwrap();
     assert_eq!((spec.dtype, spec.row_shape), (DType::I64, vec![-1]));
-    assert_eq!(sets.encoder().unwrap().vocab_size(), 8);
+    assert_eq!(set.encoder("input_ids").unwrap().num_ids(), 10, "ids have gaps");
+    assert_eq!((set.length(0), set.length_in("attention_mask", 2)), (8, Some(3)));
 }
 
 #[test]
@@ -61,6 +62,104 @@ fn tokens_do_not_depend_on_filters() {
     let plan = DatasetPlan { classes: Some(vec![1]), ..text_set(&folder, false) };
     let (set, _) = open_text(&folder, plan, tokenizer(&folder, 16, true));
     assert_eq!(i64s(&all(&set), "input_ids"), [0, 3, 2, 2, 1]);
+}
+
+#[test]
+fn a_second_tokenizer_reads_its_own_column_into_its_own_batch_columns() {
+    let folder = Folder::new();
+    let texts = BTreeMap::from([(
+        "big".to_owned(),
+        TextColumns { column: name("pair"), pair: Some(name("text")) },
+    )]);
+    let mut plan = folder.plan([DatasetPlan { texts, ..text_set(&folder, false) }]);
+    plan.tokenizer = Some(tokenizer(&folder, 4, true));
+    plan.tokenizers = BTreeMap::from([("big".to_owned(), tokenizer(&folder, 7, true))]);
+    let (sets, problems) = open_all(&plan);
+    assert_eq!(problems, []);
+    let set = sets.get("d").unwrap();
+    let batch = set.gather(&[1]);
+    assert_eq!(i64s(&batch, "input_ids"), [0, 3, 2, 1]);
+    assert_eq!(i64s(&batch, "big_input_ids"), [0, 5, 6, 1, 3, 2, 1]);
+    assert_eq!(i64s(&batch, "big_token_type_ids"), [0, 0, 0, 0, 1, 1, 1]);
+    assert_eq!((set.length(1), set.length_in("big_input_ids", 1)), (7, Some(7)));
+    let spec = |name: &str| set.columns().into_iter().find(|c| c.name == name).unwrap();
+    assert_ne!(spec("input_ids").tokenizer, spec("big_input_ids").tokenizer);
+
+    plan.tokenizers.clear();
+    assert_eq!(open_all(&plan).1[0].code, "LMB0515");
+}
+
+#[test]
+fn kept_tokens_are_used_for_equal_texts_and_made_anew_for_others() {
+    let folder = Folder::new();
+    let kept = folder.0.path().join("kept");
+    let mut plan = folder.plan([text_set(&folder, true)]);
+    plan.tokenizer = Some(tokenizer(&folder, 7, true));
+    let ids = |plan: &Plan| {
+        let all_ids = plan.datasets.keys().cloned().collect();
+        let (sets, problems) = Datasets::open_only(plan, &all_ids, Tokenize::Cached(&kept));
+        assert_eq!(problems, []);
+        let batch = all(sets.get("d").unwrap());
+        (i64s(&batch, "input_ids"), i64s(&batch, "token_type_ids"))
+    };
+    let files = || {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(&kept).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let first = ids(&plan);
+    let [file] = &files()[..] else { panic!("{:?}", files()) };
+    // Another token in the file shows that it is read.
+    let good = std::fs::read(file).unwrap();
+    let mut named = crate::run::safetensors::from_bytes(&good).unwrap();
+    let mut changed = named["ids"].data::<u32>().unwrap().to_vec();
+    changed[1] = 6;
+    named.insert("ids".into(), Tensor::from_slice(&changed, &[changed.len() as i64]));
+    std::fs::write(file, crate::run::safetensors::to_bytes(&named).unwrap()).unwrap();
+    assert_eq!(ids(&plan).0[1], 6);
+    // A damaged one is made again.
+    std::fs::write(file, &good[..good.len() / 2]).unwrap();
+    assert_eq!(ids(&plan), first);
+    assert_eq!(std::fs::read(file).unwrap(), good);
+    // Other settings, other rows and other files have files of their own.
+    plan.tokenizer = Some(tokenizer(&folder, 6, true));
+    assert_ne!(ids(&plan), first);
+    plan.datasets.get_mut("d").unwrap().limit = Some(2);
+    ids(&plan);
+    folder.file("t.csv", "text,pair,label\na,d,0\nb,d,1\n");
+    ids(&plan);
+    assert_eq!(files().len(), 4);
+}
+
+#[test]
+fn a_survey_knows_columns_and_makes_no_tokens() {
+    let folder = Folder::new();
+    let mut plan = folder.plan([text_set(&folder, true)]);
+    plan.tokenizer = Some(tokenizer(&folder, 7, true));
+    let ids = plan.datasets.keys().cloned().collect();
+    let (survey, _) = Datasets::open_only(&plan, &ids, Tokenize::Never);
+    let (whole, _) = open_all(&plan);
+    let (survey, whole) = (survey.get("d").unwrap(), whole.get("d").unwrap());
+    assert_eq!(survey.columns(), whole.columns());
+    assert_eq!(survey.source(), whole.source());
+    assert!(!survey.gather(&[0]).columns.contains_key("input_ids"));
+}
+
+#[test]
+fn the_source_of_rows_is_their_files_columns_and_tokenizer() {
+    let folder = Folder::new();
+    let base = text_set(&folder, true);
+    let source = |dataset: DatasetPlan, max_length: usize| {
+        let tokenizer = tokenizer(&folder, max_length, true);
+        open_text(&folder, dataset, tokenizer).0.source().to_owned()
+    };
+    let first = source(base.clone(), 7);
+    assert_eq!(first, source(DatasetPlan { limit: Some(1), label: None, ..base.clone() }, 7));
+    assert_ne!(first, source(base.clone(), 6));
+    assert_ne!(first, source(text_set(&folder, false), 7));
+    folder.file("t.csv", "text,pair,label\na,d,0\n");
+    assert_ne!(first, source(base, 7));
 }
 
 #[test]

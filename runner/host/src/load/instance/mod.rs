@@ -24,6 +24,7 @@ pub use marker::current_call;
 pub(crate) use marker::{
     Running, Shown, adopt as adopt_call, enter as mark_call, show as show_calls,
 };
+pub(crate) use scheduler::{copy_schedule, with_event};
 pub use types::*;
 
 use self::core::{Core, context};

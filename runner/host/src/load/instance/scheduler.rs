@@ -38,6 +38,7 @@ impl Instance {
             num_terms: 0,
             snapshots: std::ptr::null(),
             num_snapshots: 0,
+            definition: abi::Str::EMPTY,
         };
         // SAFETY: [main]; the place for the result is alive during the call.
         self.core.call("plan", 0, |p, e| unsafe { plan(p, &mut raw, e) })?;
@@ -61,53 +62,63 @@ impl Instance {
         self.core.need_active("on_event")?;
         let on_event = self.scheduler("on_event")?.on_event;
         let ctx = context(ctx, self.device);
-        let tensors: Vec<abi::Tensor> =
-            event.tensors.iter().map(|(name, t)| tensor_view(name, t.as_ref())).collect();
-        let params: Vec<abi::Param> =
-            event.params.iter().map(|p| param_view(p, event.params_writable)).collect();
-        let writes_grads = event.kind & (abi::EVENT_PENALTY | abi::EVENT_PROJECT) != 0;
-        let grads: Vec<Vec<abi::Tensor>> = event
-            .grads
-            .iter()
-            .enumerate()
-            .map(|(i, (_, list))| grad_views(event.params, list, writes_grads && i == 0))
-            .collect();
-        let groups: Vec<abi::Grads> = event
-            .grads
-            .iter()
-            .zip(&grads)
-            .map(|((name, _), list)| abi::Grads {
-                group: abi::Str::new(name),
-                grads: list.as_ptr(),
-            })
-            .collect();
-        let metrics: Vec<abi::Kv> =
-            event.metrics.iter().map(|(name, value)| number(name, *value)).collect();
-        let raw = abi::Event {
-            struct_size: abi::struct_size::<abi::Event>(),
-            kind: event.kind,
-            ctx: &ctx,
-            task: abi::Str::new(event.task),
-            task_index: event.task_index,
-            num_tasks: event.num_tasks,
-            epoch: event.epoch,
-            phase: abi::Str::new(event.phase),
-            group: abi::Str::new(event.group),
-            tensors: tensors.as_ptr(),
-            num_tensors: tensors.len() as u64,
-            params: params.as_ptr(),
-            num_params: params.len() as u64,
-            grads: groups.as_ptr(),
-            num_grads: groups.len() as u64,
-            metrics: metrics.as_ptr(),
-            num_metrics: metrics.len() as u64,
-        };
-        let mut collector = Collector::new(allow);
-        let requests = table(&mut collector);
-        // SAFETY: [step], active; every list and the request object live during the call.
-        self.core.call("on_event", ctx.step, |p, e| unsafe { on_event(p, &raw, &requests, e) })?;
-        Ok(collector.into_filed())
+        let (result, filed) = with_event(&ctx, event, allow, |raw, requests| {
+            // SAFETY: [step], active; every list and the request object live during the call.
+            self.core.call("on_event", ctx.step, |p, e| unsafe { on_event(p, raw, requests, e) })
+        });
+        result.map(|()| filed)
     }
+}
+
+/// Calls `f` with an event and a requests object as the contract has them; gives what `f` gave and what was filed.
+pub(crate) fn with_event<T>(
+    ctx: &abi::Ctx,
+    event: &Event<'_>,
+    allow: &dyn Fn(&Request) -> Result<(), String>,
+    f: impl FnOnce(&abi::Event, &abi::Requests) -> T,
+) -> (T, Vec<Request>) {
+    let tensors: Vec<abi::Tensor> =
+        event.tensors.iter().map(|(name, t)| tensor_view(name, t.as_ref())).collect();
+    let params: Vec<abi::Param> =
+        event.params.iter().map(|p| param_view(p, event.params_writable)).collect();
+    let writes_grads = event.kind & (abi::EVENT_PENALTY | abi::EVENT_PROJECT) != 0;
+    let grads: Vec<Vec<abi::Tensor>> = event
+        .grads
+        .iter()
+        .enumerate()
+        .map(|(i, (_, list))| grad_views(event.params, list, writes_grads && i == 0))
+        .collect();
+    let groups: Vec<abi::Grads> = event
+        .grads
+        .iter()
+        .zip(&grads)
+        .map(|((name, _), list)| abi::Grads { group: abi::Str::new(name), grads: list.as_ptr() })
+        .collect();
+    let metrics: Vec<abi::Kv> =
+        event.metrics.iter().map(|(name, value)| number(name, *value)).collect();
+    let raw = abi::Event {
+        struct_size: abi::struct_size::<abi::Event>(),
+        kind: event.kind,
+        ctx,
+        task: abi::Str::new(event.task),
+        task_index: event.task_index,
+        num_tasks: event.num_tasks,
+        epoch: event.epoch,
+        phase: abi::Str::new(event.phase),
+        group: abi::Str::new(event.group),
+        tensors: tensors.as_ptr(),
+        num_tensors: tensors.len() as u64,
+        params: params.as_ptr(),
+        num_params: params.len() as u64,
+        grads: groups.as_ptr(),
+        num_grads: groups.len() as u64,
+        metrics: metrics.as_ptr(),
+        num_metrics: metrics.len() as u64,
+    };
+    let mut collector = Collector::new(allow);
+    let requests = table(&mut collector);
+    let result = f(&raw, &requests);
+    (result, collector.into_filed())
 }
 
 fn tensor_view(name: &str, tensor: Option<&Tensor>) -> abi::Tensor {
@@ -157,7 +168,7 @@ unsafe fn text(what: &str, s: abi::Str) -> Result<String, String> {
 
 /// # Safety
 /// Filled by a successful `plan` of a live instance.
-unsafe fn copy_schedule(raw: &abi::Schedule) -> Result<Schedule, String> {
+pub(crate) unsafe fn copy_schedule(raw: &abi::Schedule) -> Result<Schedule, String> {
     let mut schedule = Schedule { events: raw.events, claims: raw.claims, ..Schedule::default() };
     // SAFETY: the caller's promise.
     for group in unsafe { entries("groups", raw.groups, raw.num_groups) }? {
@@ -174,6 +185,12 @@ unsafe fn copy_schedule(raw: &abi::Schedule) -> Result<Schedule, String> {
     for name in unsafe { entries("snapshots", raw.snapshots, raw.num_snapshots) }? {
         // SAFETY: R6.
         schedule.snapshots.push(unsafe { text("a snapshot's name", *name) }?);
+    }
+    // SAFETY: R6.
+    let definition = unsafe { text("the definition", raw.definition) }?;
+    if !definition.is_empty() {
+        schedule.definition = serde_json::from_str(&definition)
+            .map_err(|e| format!("the definition is no JSON: {e}"))?;
     }
     Ok(schedule)
 }

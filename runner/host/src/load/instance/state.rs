@@ -1,11 +1,13 @@
-//! `state_save` and `state_load`: what a plugin keeps beside its parameters.
+//! `state_save` and `state_load`: what a plugin keeps beside its parameters; and the text of its `config.json`.
 //!
 //! The bytes are the plugin's own; the host stores them whole and hands them back in pieces.
 
 use super::core::context;
 use super::{CallCtx, Instance, PluginError};
 use limbeck_abi as abi;
+use serde_json::{Map, Value as Json};
 use std::ffi::c_void;
+use std::mem::offset_of;
 
 impl Instance {
     /// State beyond `params()`; `None` if the plugin has none.
@@ -38,6 +40,25 @@ impl Instance {
         let reader = abi::Reader { this: std::ptr::from_mut(&mut rest).cast(), read };
         // SAFETY: [step], active; reader and bytes alive during the call.
         self.core.call("state_load", ctx.step, |p, e| unsafe { load(p, &ctx, &reader, e) })
+    }
+}
+
+impl Instance {
+    /// The `config.json` of a Hugging Face folder of the model; `None` if it has no such form.
+    ///
+    /// # Errors
+    /// What the plugin said; a text that is no JSON object.
+    pub fn folder_config(&self) -> Result<Option<Map<String, Json>>, PluginError> {
+        let table = self.core.table(abi::FOLDER_ID, &[offset_of!(abi::Folder, config)])?;
+        let Some(table): Option<*const abi::Folder> = table else { return Ok(None) };
+        // SAFETY: checked by `table`; alive until `destroy`.
+        let config = unsafe { (*table).config };
+        let mut bytes: Vec<u8> = Vec::new();
+        let writer = abi::Writer { this: std::ptr::from_mut(&mut bytes).cast(), write };
+        // SAFETY: [main]; writer and buffer alive during the call.
+        self.core.call("config", 0, |p, e| unsafe { config(p, &writer, e) })?;
+        let parsed = serde_json::from_slice::<Map<String, Json>>(&bytes);
+        parsed.map(Some).map_err(|e| self.core.broke("config", format!("no JSON object: {e}")))
     }
 }
 

@@ -172,6 +172,8 @@ pub struct Schedule {
     pub terms: Vec<SchedulerTerm>,
     /// Frozen students.
     pub snapshots: Vec<String>,
+    /// What its strengths and buffers mean, for the run's record; null if it does not say.
+    pub definition: serde_json::Value,
 }
 
 /// What a scheduler is shown.

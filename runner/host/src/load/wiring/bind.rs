@@ -5,6 +5,7 @@
 use super::Source;
 use super::ends::{End, Ends, Unknown, text};
 use super::shape::{Clash, Shapes};
+use crate::data::TOKEN_COLUMNS;
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, did_you_mean};
 use crate::load::codes;
 use crate::load::instance::Port;
@@ -104,7 +105,10 @@ impl Binder<'_> {
 
     fn port(&mut self, consumer: &Consumer<'_>, port: &Port) -> Option<Wire> {
         let (source, origin) = match consumer.rebound.get(&port.name) {
-            Some(bound) if bound.source == NONE && port.is_optional() => return None,
+            Some(bound) if bound.source == NONE => {
+                self.unbound(consumer, port, bound);
+                return None;
+            }
             Some(bound) => {
                 (self.written(consumer, port, bound)?, Origin::Written(bound.span.clone()))
             }
@@ -127,6 +131,16 @@ impl Binder<'_> {
             Origin::Written(span) => self.report(consumer, span, problem),
         }
         None
+    }
+
+    /// `none` leaves an optional port without a source.
+    fn unbound(&mut self, consumer: &Consumer<'_>, port: &Port, bound: &Bound) {
+        if !port.is_optional() {
+            let message = format!("port `{}` of `{}` needs a source", port.name, consumer.plugin);
+            let problem = Diagnostic::error(codes::UNBOUND_PORT, message)
+                .help("only optional ports can be `none`");
+            self.report(consumer, bound.span.clone(), problem);
+        }
     }
 
     fn written(&mut self, consumer: &Consumer<'_>, port: &Port, bound: &Bound) -> Option<Source> {
@@ -153,15 +167,14 @@ impl Binder<'_> {
         if let Some(layered) = self.layered(consumer, port) {
             return layered;
         }
-        match self.ends.source(&port.name, consumer.own) {
+        let name = sibling(consumer, port).unwrap_or_else(|| port.name.clone());
+        match self.ends.source(&name, consumer.own) {
             Ok(source) => return Some(source),
             Err(_) if port.is_optional() => {}
             Err(Unknown::NoTeacher) => self.report(consumer, None, no_teacher(&port.name)),
             Err(Unknown::Name { help }) => {
-                let message = format!(
-                    "`{}` needs `{}`, which this stage does not have",
-                    consumer.plugin, port.name
-                );
+                let message =
+                    format!("`{}` needs `{name}`, which this stage does not have", consumer.plugin);
                 let remedy = if self.layers_of(&port.name).is_empty() {
                     format!("bind it with `inputs: {{{}: SOURCE}}`; {help}", port.name)
                 } else {
@@ -311,6 +324,13 @@ fn left_unbound(port: &Port, problem: Diagnostic) -> Diagnostic {
         .help(format!("`inputs: {{{}: {NONE}}}` says that it is meant", port.name));
     warning.notes = problem.notes;
     warning
+}
+
+/// Columns of one text come together: where `input_ids` reads `big_input_ids`, the mask is `big_attention_mask`.
+fn sibling(consumer: &Consumer<'_>, port: &Port) -> Option<String> {
+    let [ids, ..] = TOKEN_COLUMNS;
+    let prefix = consumer.rebound.get(ids)?.source.strip_suffix(ids)?;
+    TOKEN_COLUMNS.contains(&port.name.as_str()).then(|| format!("{prefix}{}", port.name))
 }
 
 fn no_teacher(name: &str) -> Diagnostic {

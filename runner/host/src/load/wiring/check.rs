@@ -112,6 +112,8 @@ pub(super) fn datasets(
 ) -> Diagnostics {
     let columns = |inputs: &mut dyn Iterator<Item = &Source>| -> BTreeSet<String> {
         let column = |source: &Source| match source {
+            // The host makes it; no dataset has it.
+            Source::Batch(name) if name == super::ROW_CLASSES => None,
             Source::Batch(name) => Some(name.clone()),
             _ => None,
         };

@@ -7,13 +7,17 @@ use super::ends::{Ends, STUDENT, SchedulerEnd, TEACHER};
 use super::rows::{self, GroupChoice};
 use super::shape::Shapes;
 use super::stage::{Builder, CreatedTerm};
-use super::{LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, Source, TermRows, check};
-use crate::data::Dataset;
+use super::{
+    CachedTeacher, LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, ROW_CLASSES, Source,
+    TermRows, cached, check, scenario, tokens,
+};
+use crate::data::{ColumnSpec, Dataset};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::load::create::place;
 use crate::load::instance::{Port, Schedule};
 use crate::load::{Instance, codes};
-use crate::plan::{Bound, PluginUse, Reduction, TeacherPlan};
+use crate::plan::{Bound, PluginUse, Reduction, TeacherPlan, TrainClasses};
+use crate::tensor::DType;
 use std::collections::BTreeMap;
 
 impl<'a> Builder<'a> {
@@ -24,10 +28,22 @@ impl<'a> Builder<'a> {
         self.train.tasks.iter().find_map(read)
     }
 
+    /// Columns of a batch: those of the dataset, and `row_classes` where softmaxes are narrowed.
+    fn columns(&self, dataset: &Dataset, student: &Instance) -> Vec<ColumnSpec> {
+        let mut columns = dataset.columns();
+        let narrows = self.train.is_stream && self.plan.train_classes() != TrainClasses::All;
+        if let (true, Some(width)) = (narrows, scenario::width(student)) {
+            let (name, dtype) = (ROW_CLASSES.to_owned(), DType::U8);
+            columns.push(ColumnSpec { name, dtype, row_shape: vec![width], tokenizer: None });
+        }
+        columns
+    }
+
     fn ends(
         &self,
         student: &Instance,
         teacher: Option<&Instance>,
+        cache: Option<&CachedTeacher>,
         schedulers: &[(usize, Instance, Schedule)],
     ) -> Ends {
         let outputs = |i: &Instance| i.outputs().cloned().collect::<Vec<Port>>();
@@ -37,12 +53,17 @@ impl<'a> Builder<'a> {
             Some(TeacherPlan::Plugin(p) | TeacherPlan::Stage { student: p, .. }) => {
                 place(&p.id, p.id_span.as_ref())
             }
+            Some(TeacherPlan::Cache(cache)) => place("cache", cache.span.as_ref()),
             _ => place(&self.train.student.id, self.train.student.id_span.as_ref()),
         };
         Ends {
-            columns: batch.as_ref().map(|(dataset, _)| dataset.columns()),
+            columns: batch.as_ref().map(|(dataset, _)| self.columns(dataset, student)),
             student: outputs(student),
-            teacher: if is_self { Some(outputs(student)) } else { teacher.map(outputs) },
+            teacher: if is_self {
+                Some(outputs(student))
+            } else {
+                teacher.map(outputs).or_else(|| cache.map(|c| c.ports.clone()))
+            },
             teacher_is_student: is_self,
             schedulers: schedulers
                 .iter()
@@ -66,16 +87,18 @@ impl<'a> Builder<'a> {
     }
 
     /// Binds every port; problems are left in the builder.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a stage")]
     pub fn wire(
         &mut self,
         student: Instance,
         teacher: Option<Instance>,
+        cache: Option<CachedTeacher>,
         terms: Vec<CreatedTerm>,
         schedulers: Vec<(usize, Instance, Schedule)>,
         own_terms: Vec<(usize, usize, Instance)>,
         snapshots: Vec<LoadedSnapshot>,
     ) -> LoadedStage {
-        let ends = self.ends(&student, teacher.as_ref(), &schedulers);
+        let ends = self.ends(&student, teacher.as_ref(), cache.as_ref(), &schedulers);
         let mut shapes = Shapes::default();
         let train = self.train;
         let student_inputs = self.wire_model(
@@ -145,6 +168,7 @@ impl<'a> Builder<'a> {
             student_inputs,
             teacher,
             teacher_inputs,
+            cache,
             student_wanted: Vec::new(),
             teacher_wanted: Vec::new(),
             terms: loaded_terms,
@@ -158,8 +182,26 @@ impl<'a> Builder<'a> {
             problem.context.get_or_insert_with(|| format!("stage `{}`", self.stage.name));
         }
         self.problems.append(&mut found);
+        if let Some(cache) = &loaded.cache {
+            let settings = |term: usize| {
+                self.train.loss.get(term).map_or(serde_json::Value::Null, |t| {
+                    let filled = self.catalogue.check_settings(&t.plugin.id, &t.plugin.with);
+                    filled.unwrap_or_else(|_| t.plugin.with.clone())
+                })
+            };
+            let mut found = cached::temperatures(self.train, cache, &loaded.terms, settings);
+            self.problems.append(&mut found);
+        }
         self.problems.append(&mut check::claims(self.stage, self.train, &loaded));
         self.problems.append(&mut check::datasets(self.stage, self.train, self.data, &loaded));
+        self.problems.append(&mut scenario::check(
+            self.plan,
+            self.catalogue,
+            self.data,
+            self.stage,
+            self.train,
+            &loaded,
+        ));
         loaded
     }
 
@@ -192,7 +234,17 @@ impl<'a> Builder<'a> {
             scope,
             has_vocab: false,
         };
-        self.bind(ends, shapes, &consumer).into_iter().map(|w| w.map(|w| w.source)).collect()
+        let wires = self.bind(ends, shapes, &consumer);
+        let inputs: Vec<_> = wires.into_iter().map(|w| w.map(|w| w.source)).collect();
+        if let Some((data, _)) = self.batch() {
+            let found = tokens::check(model, &inputs, data);
+            self.problems.extend(
+                found
+                    .into_iter()
+                    .map(|d| d.at(plugin.id_span.clone()).within(consumer.context.clone())),
+            );
+        }
+        inputs
     }
 
     #[expect(clippy::too_many_arguments, reason = "one term's whole surroundings")]
@@ -345,7 +397,7 @@ impl<'a> Builder<'a> {
                 .iter()
                 .flatten()
                 .map(|c| c.name.clone())
-                .filter(|c| !named.contains(c));
+                .filter(|c| !named.contains(c) && c != ROW_CLASSES);
             inputs.extend(columns.map(|c| (c.clone(), Some(Source::Batch(c)))));
         }
         Some(LoadedScheduler { name: planned.name.clone(), instance, schedule, inputs })

@@ -232,14 +232,15 @@ impl Ends {
     fn column_end(&self, column: &str, shapes: &mut Shapes) -> End {
         let spec = self.columns.iter().flatten().find(|c| c.name == column);
         let Some(spec) = spec else { return End { axes: None, dtypes: Vec::new(), trains: false } };
+        let length = format!("{}T", spec.tokenizer.as_deref().unwrap_or_default());
         let mut axes = vec![shapes.shared("B")];
         let mut open = 0;
         for size in &spec.row_shape {
             axes.push(match size {
                 -1 => {
                     open += 1;
-                    // Token columns of one batch are padded to one length.
-                    if open == 1 { shapes.symbol(BATCH, "T") } else { Dim::Any }
+                    // Token columns of one tokenizer are padded to one length.
+                    if open == 1 { shapes.symbol(BATCH, &length) } else { Dim::Any }
                 }
                 size => Dim::Number(*size),
             });

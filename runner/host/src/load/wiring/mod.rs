@@ -4,20 +4,27 @@
 //! here has a source for each required port, and each source exists.
 
 mod bind;
+mod cached;
+mod capture;
 mod check;
 mod connect;
 mod ends;
 mod rows;
+mod scenario;
 mod shape;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
-use super::instance::Schedule;
+pub use capture::LoadedCapture;
+pub(crate) use capture::capture;
+
+use super::instance::{Port, Schedule};
 use super::{Catalogue, Instance};
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostics;
-use crate::plan::{Plan, StagePlan, TrainPlan};
+use crate::plan::{CacheAt, Plan, StagePlan, TrainPlan};
 
 /// Creates and wires a training stage; gives its warnings too.
 ///
@@ -29,9 +36,16 @@ pub(crate) fn stage(
     data: &Datasets,
     stage: &StagePlan,
     train: &TrainPlan,
+    captures: &[Option<LoadedCapture>],
 ) -> Result<(LoadedStage, Diagnostics), Diagnostics> {
-    stage::Builder { plan, catalogue, data, stage, train, problems: Vec::new() }.build()
+    let problems = Vec::new();
+    stage::Builder { plan, catalogue, data, stage, train, captures, problems }.build()
 }
+
+pub(crate) use scenario::width;
+
+/// Batch column that the host makes: `[N, V]`, 0 where a column is no class of the row's task (or of the tasks so far).
+pub(crate) const ROW_CLASSES: &str = "row_classes";
 
 /// Where an input comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,8 +81,10 @@ pub struct LoadedStage {
     /// Source of each of its input ports.
     pub student_inputs: Vec<Option<Source>>,
     /// The teacher instance: a teacher plugin, or a frozen copy of a student (`{from}`, `{ema}`). `None` without a
-    /// teacher and for `{self: true}`.
+    /// teacher, for `{self: true}` and for `{cache}`.
     pub teacher: Option<Instance>,
+    /// `teacher: {cache: …}`.
+    pub cache: Option<CachedTeacher>,
     /// Source of each of its input ports.
     pub teacher_inputs: Vec<Option<Source>>,
     /// Student outputs that a consumer binds, sorted.
@@ -81,6 +97,28 @@ pub struct LoadedStage {
     pub schedulers: Vec<LoadedScheduler>,
     /// Frozen students that schedulers take, in declared order.
     pub snapshots: Vec<LoadedSnapshot>,
+}
+
+/// A teacher whose outputs are read.
+pub struct CachedTeacher {
+    /// Outputs.
+    pub ports: Vec<Port>,
+    /// Where it lies.
+    pub at: CacheAt,
+    /// The stage's rows: row id of the first row of some files, [`crate::data::Dataset::source`] of these.
+    pub sources: Vec<(i64, String)>,
+    /// Temperature of its top-k entries.
+    pub temperature: Option<f64>,
+    /// Opened when the stage starts.
+    pub(crate) open: Option<crate::cache::Cache>,
+}
+
+impl LoadedStage {
+    /// An output of the teacher, instance or cache.
+    pub fn teacher_output(&self, name: &str) -> Option<&Port> {
+        let of_instance = self.teacher.iter().flat_map(Instance::outputs);
+        of_instance.chain(self.cache.iter().flat_map(|c| &c.ports)).find(|p| p.name == name)
+    }
 }
 
 /// A loss term.

@@ -3,7 +3,7 @@
 //! Creates everything before it wires anything, so that a wrong setting hides no other. Wires only when every model
 //! exists, since a missing one would make each of its readers look wrong.
 
-use super::{LoadedSnapshot, LoadedStage};
+use super::{CachedTeacher, LoadedCapture, LoadedSnapshot, LoadedStage, cached};
 use crate::data::Datasets;
 use crate::diagnostic::{Diagnostic, Diagnostics, did_you_mean};
 use crate::load::catalogue::{Catalogue, PluginKind};
@@ -19,6 +19,7 @@ pub(super) struct Builder<'a> {
     pub data: &'a Datasets,
     pub stage: &'a StagePlan,
     pub train: &'a TrainPlan,
+    pub captures: &'a [Option<LoadedCapture>],
     pub problems: Diagnostics,
 }
 
@@ -43,6 +44,7 @@ impl<'a> Builder<'a> {
     /// Every problem, warnings among them.
     pub fn build(mut self) -> Result<(LoadedStage, Diagnostics), Diagnostics> {
         let parts = self.create_parts();
+        let cache = self.cache();
         if self.problems.iter().any(Diagnostic::is_error) {
             return Err(self.problems);
         }
@@ -51,9 +53,21 @@ impl<'a> Builder<'a> {
         else {
             return Err(self.problems);
         };
-        let loaded = self.wire(student, teacher, terms, schedulers, own_terms, snapshots);
+        let loaded = self.wire(student, teacher, cache, terms, schedulers, own_terms, snapshots);
         let broken = self.problems.iter().any(Diagnostic::is_error);
         if broken { Err(self.problems) } else { Ok((loaded, self.problems)) }
+    }
+
+    fn cache(&mut self) -> Option<CachedTeacher> {
+        let Some(TeacherPlan::Cache(plan)) = &self.train.teacher else { return None };
+        if let Some(bound) = self.train.teacher_inputs.values().next() {
+            let problem = Diagnostic::error(codes::NO_SUCH_PORT, "a cache reads no inputs")
+                .help("bind the inputs of the `capture` stage's teacher");
+            self.problems.push(problem.at(bound.span.clone()).within(self.within("teacher")));
+        }
+        cached::open(self.stage, self.train, plan, self.captures, self.data)
+            .map_err(|mut found| self.problems.append(&mut found))
+            .ok()
     }
 
     pub fn within(&self, part: &str) -> String {
@@ -85,7 +99,7 @@ impl<'a> Builder<'a> {
         let own_context = self.student_context(self.stage.index);
         let student = self.create(&train.student, PluginKind::Student, &own_context);
         let teacher = match &train.teacher {
-            None | Some(TeacherPlan::SelfOutputs) => None,
+            None | Some(TeacherPlan::SelfOutputs | TeacherPlan::Cache(_)) => None,
             Some(TeacherPlan::Plugin(plugin)) => {
                 let context = self.within("teacher");
                 self.create(plugin, PluginKind::Teacher, &context)

@@ -1,7 +1,7 @@
 //! Whole pipelines over the C plugins of `testing/plugins.c`: what is wired, and what is refused where.
 
 use super::*;
-use crate::data::Datasets;
+use crate::data::{Datasets, Tokenize};
 use crate::diagnostic::Diagnostic;
 use crate::load::{Loaded, load, testing};
 use crate::{document, plan};
@@ -27,7 +27,7 @@ fn wired(defines: &[&str], stages: &str) -> Result<Loaded, Vec<Diagnostic>> {
     std::fs::write(&file, format!("{HEAD}{stages}")).unwrap();
     let plan = plan::plan(&document::load(&file, &[]).unwrap_or_else(|e| panic!("{e:#?}")))
         .unwrap_or_else(|e| panic!("{e:#?}"));
-    let (datasets, problems) = Datasets::open(&plan);
+    let (datasets, problems) = Datasets::open(&plan, Tokenize::Always);
     assert!(problems.is_empty(), "{problems:#?}");
     load(&plan, &catalogue, &datasets)
 }
@@ -278,7 +278,7 @@ fn determinism_is_asked_of_every_plugin() {
     let text = format!("deterministic: true\n{HEAD}{STAGE}}}\n");
     let plan =
         plan::plan(&document::parse(&dir.path().join("p.yaml"), &text, &[]).unwrap()).unwrap();
-    let (datasets, _) = Datasets::open(&plan);
+    let (datasets, _) = Datasets::open(&plan, Tokenize::Always);
     let problems = load(&plan, &catalogue, &datasets).err().unwrap();
     assert_eq!(problems.len(), 3);
     assert!(problems.iter().all(|p| p.code == "LMB0240"), "{problems:#?}");
@@ -297,7 +297,7 @@ fn the_repositorys_pipelines_load_with_the_built_in_plugins() {
             continue;
         }
         let plan = plan::plan(&document::load(&file, &[]).unwrap()).unwrap();
-        let (datasets, problems) = Datasets::open(&plan);
+        let (datasets, problems) = Datasets::open(&plan, Tokenize::Always);
         assert!(problems.is_empty(), "{problems:#?}");
         let loaded = load(&plan, &catalogue, &datasets)
             .unwrap_or_else(|e| panic!("{}: {e:#?}", file.display()));

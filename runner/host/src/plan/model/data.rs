@@ -18,6 +18,8 @@ pub struct DatasetPlan {
     pub paths: Vec<PathBuf>,
     /// Column (or pair of columns) of text, tokenised to `input_ids` and `attention_mask`.
     pub text: Option<TextColumns>,
+    /// Further texts, by tokenizer: those of `big` become `big_input_ids` and `big_attention_mask`.
+    pub texts: BTreeMap<String, TextColumns>,
     /// Column of the class, becomes `labels`.
     pub label: Option<Column>,
     /// Tensors by batch column name, e.g. `pixel_values`.

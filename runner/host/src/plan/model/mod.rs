@@ -1,11 +1,13 @@
 //! What is going to happen, as plain data. Later phases read it and never change it.
 
+mod capture;
 mod data;
 mod evaluation;
 mod slots;
 mod stage;
 mod training;
 
+pub use capture::{CacheAt, CachePlan, CapturePlan, TopK};
 pub use data::{
     Column, DatasetPlan, Format, TensorColumns, TensorPlan, TextColumns, TokenizerPlan,
 };
@@ -45,8 +47,10 @@ pub struct Plan {
     pub device: DeviceChoice,
     /// `datasets`, by id.
     pub datasets: BTreeMap<String, DatasetPlan>,
-    /// `tokenizer`.
+    /// `tokenizer`: of `text`.
     pub tokenizer: Option<TokenizerPlan>,
+    /// `tokenizers`, by name: of `texts`.
+    pub tokenizers: BTreeMap<String, TokenizerPlan>,
     /// `plugins`: libraries off the search path.
     pub plugins: Vec<PinnedPlugin>,
     /// `trackers` holds `tensorboard`.
@@ -75,14 +79,6 @@ impl Plan {
         }
         plan
     }
-
-    /// `scenario.kind`, read from the resolved pipeline.
-    pub fn scenario(&self) -> Scenario {
-        match self.resolved.pointer("/scenario/kind").and_then(Json::as_str) {
-            Some("class") => Scenario::Class,
-            _ => Scenario::Domain,
-        }
-    }
 }
 
 /// `device: auto | cpu | cuda:N`.
@@ -94,15 +90,6 @@ pub enum DeviceChoice {
     Cpu,
     /// A CUDA device.
     Cuda(u32),
-}
-
-/// `scenario.kind`: how the classes of a stream's tasks relate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scenario {
-    /// The same classes in each task; the default.
-    Domain,
-    /// New classes in each task; the output layer knows all of them from the start.
-    Class,
 }
 
 /// `plugins[]`.

@@ -1,6 +1,6 @@
 //! The places of a stage that plugins fill: teacher, loss terms, schedulers.
 
-use super::FromStage;
+use super::{CachePlan, FromStage};
 use crate::diagnostic::Span;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -48,6 +48,18 @@ pub enum TeacherPlan {
     },
     /// This step's own outputs, no gradient.
     SelfOutputs,
+    /// Outputs that a `capture` stage wrote.
+    Cache(CachePlan),
+}
+
+impl TeacherPlan {
+    /// The plugin that it names.
+    pub fn plugin(&self) -> Option<&PluginUse> {
+        match self {
+            Self::Plugin(plugin) | Self::Stage { student: plugin, .. } => Some(plugin),
+            Self::Ema { .. } | Self::SelfOutputs | Self::Cache(_) => None,
+        }
+    }
 }
 
 /// A source as written in `inputs`, parsed by the wiring: `labels`, `teacher.logits`, `student.params.NAME`.

@@ -1,6 +1,6 @@
 //! The entries of `stages`, and what they take from earlier ones.
 
-use super::{Gate, Metric, TrainPlan};
+use super::{CapturePlan, Gate, Metric, TrainPlan};
 use crate::diagnostic::Span;
 use serde_json::Value as Json;
 use std::path::PathBuf;
@@ -53,6 +53,8 @@ impl StagePlan {
 pub enum Work {
     /// `train` and `distill`.
     Train(Box<TrainPlan>),
+    /// `capture`.
+    Capture(Box<CapturePlan>),
     /// `eval`.
     Eval(EvalPlan),
     /// `export`.

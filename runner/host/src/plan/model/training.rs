@@ -36,6 +36,8 @@ pub struct TrainPlan {
     pub accumulate: usize,
     /// Fresh permutation each epoch.
     pub shuffle: bool,
+    /// Batches per window in which rows of like length are put together; 0: none are.
+    pub bucket: usize,
     /// How long each task is trained.
     pub length: Length,
     /// Optimizer.
@@ -59,12 +61,7 @@ pub struct TrainPlan {
 impl TrainPlan {
     /// Every plugin that the stage names, in the order student, teacher, terms, schedulers.
     pub fn plugin_uses(&self) -> impl Iterator<Item = &PluginUse> {
-        let teacher = match &self.teacher {
-            Some(TeacherPlan::Plugin(plugin) | TeacherPlan::Stage { student: plugin, .. }) => {
-                Some(plugin)
-            }
-            _ => None,
-        };
+        let teacher = self.teacher.as_ref().and_then(TeacherPlan::plugin);
         std::iter::once(&self.student)
             .chain(teacher)
             .chain(self.loss.iter().map(|t| &t.plugin))

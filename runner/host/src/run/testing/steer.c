@@ -149,11 +149,12 @@ static lmb_status create(const lmb_host *h, lmb_str id, lmb_str config, const lm
   *out = &s->base;
   return LMB_OK;
 }
+static const lmb_str FEATURES[3] = {LMB_STR_INIT("scenario.class"), LMB_STR_INIT("scenario.domain"), LMB_STR_INIT("scenario.task")};
 static const lmb_descriptor DESCRIPTOR = {
     sizeof(lmb_descriptor), LMB_KIND_SCHEDULER, 0, LMB_STR_INIT("test.steer"), LMB_STR_INIT("1.0.0"),
     LMB_STR_INIT("for tests"), LMB_STR_INIT("MIT"),
     LMB_STR_INIT("{\"type\":\"object\",\"additionalProperties\":false,\"properties\":{\"mode\":{\"type\":\"string\",\"default\":\"pass\"}}}"),
-    1ull << kDLCPU, NULL, 0, NULL, 0};
+    1ull << kDLCPU, FEATURES, 3, NULL, 0};
 static const lmb_descriptor *descriptor(uint64_t i) { return i == 0 ? &DESCRIPTOR : NULL; }
 static const lmb_module M = {sizeof(lmb_module), LMB_ABI_MAJOR, LMB_ABI_MINOR, LMB_STR_INIT("cc"), NULL, NULL, descriptor, NULL, create};
 LMB_EXPORT const lmb_module *lmb_module_v1(const lmb_host *h) { return h->abi_major == LMB_ABI_MAJOR ? &M : NULL; }

@@ -1,6 +1,13 @@
 //! Replay buffers: which rows are kept and what is stored with them. Save and load are exact.
 //!
-//! Rows are ids (8 bytes) with, optionally, one stored vector each (logits). All randomness comes in as an argument.
+//! Rows are ids (8 bytes) with, optionally, a stored vector each (logits, hidden states) and their columns as they were
+//! seen. A buffer is bounded by rows and, if wanted, by bytes. All randomness comes in as an argument.
+
+mod columns;
+mod herding;
+
+pub use columns::Layout;
+pub use herding::{herding, mean, normalize};
 
 use crate::state::{StateReader, StateWriter};
 use crate::vector::{from_bytes, to_bytes};
@@ -12,10 +19,21 @@ use std::collections::BTreeMap;
 pub struct Slot {
     /// Row id: the host reads the row again.
     pub row: i64,
-    /// Key for balancing: a class, or (task, class) packed by the caller.
+    /// Key for balancing: a class, a task, or both packed by the caller.
     pub key: i64,
-    /// What was stored with the row; empty if nothing.
+    /// Number of the task that it came from.
+    pub task: u64,
+    /// Vector stored with the row; empty if none.
     pub values: Vec<f32>,
+    /// Columns stored with the row, as the buffer's [`Layout`] says; empty if none.
+    pub stored: Vec<u8>,
+}
+
+impl Slot {
+    /// Memory of the row, without the allocator's own.
+    fn bytes(&self) -> u64 {
+        (size_of::<Self>() + self.values.len() * size_of::<f32>() + self.stored.len()) as u64
+    }
 }
 
 /// How rows enter and leave.
@@ -35,6 +53,10 @@ pub enum Policy {
 pub struct Buffer {
     policy: Policy,
     capacity: usize,
+    /// Bound in bytes; the first row decides how many rows fit.
+    max_bytes: Option<u64>,
+    /// Columns that are stored.
+    layout: Layout,
     /// Offers so far, also those that did not enter.
     seen: u64,
     slots: Vec<Slot>,
@@ -45,9 +67,42 @@ pub struct Buffer {
 impl Buffer {
     /// An empty buffer; capacity 0 never keeps a row.
     pub fn new(policy: Policy, capacity: usize) -> Self {
-        Self { policy, capacity, seen: 0, slots: Vec::new(), keys: BTreeMap::new() }
+        Self {
+            policy,
+            capacity,
+            max_bytes: None,
+            layout: Layout::default(),
+            seen: 0,
+            slots: Vec::new(),
+            keys: BTreeMap::new(),
+        }
     }
 
+    /// Keeps fewer rows if so many bytes hold fewer: `max / bytes of the first row`.
+    #[must_use]
+    pub fn within(mut self, max_bytes: Option<u64>) -> Self {
+        self.max_bytes = max_bytes;
+        self
+    }
+
+    /// Memory of the kept rows.
+    pub fn bytes(&self) -> u64 {
+        self.slots.iter().map(Slot::bytes).sum()
+    }
+    /// Columns that are stored.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+    /// Fixes the columns that are stored, once; later calls change nothing.
+    pub fn store(&mut self, layout: impl FnOnce() -> Layout) {
+        if self.layout.is_empty() {
+            self.layout = layout();
+        }
+    }
+    /// How rows enter and leave.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
     /// Most rows it keeps.
     pub fn capacity(&self) -> usize {
         self.capacity
@@ -74,24 +129,34 @@ impl Buffer {
         &mut self,
         key: i64,
         rng: &mut Random,
-        slot: impl FnOnce() -> (i64, Vec<f32>),
+        slot: impl FnOnce() -> Slot,
     ) -> Option<usize> {
         self.seen += 1;
         if self.capacity == 0 {
             return None;
         }
-        let place = match self.policy {
-            Policy::Reservoir => self.reservoir_place(rng),
-            Policy::Balanced => self.balanced_place(key, rng),
-            Policy::Ring => self.ring_place(key),
-        }?;
-        let (row, values) = slot();
-        let slot = Slot { row, key, values };
+        if let Some(max) = self.max_bytes.take() {
+            let slot = Slot { key, ..slot() };
+            self.capacity = self.capacity.min((max / slot.bytes().max(1)) as usize);
+            let place = self.place(key, rng).filter(|_| self.capacity > 0)?;
+            self.slots.push(slot);
+            return Some(place);
+        }
+        let place = self.place(key, rng)?;
+        let slot = Slot { key, ..slot() };
         match self.slots.get_mut(place) {
             Some(old) => *old = slot,
             None => self.slots.push(slot),
         }
         Some(place.min(self.slots.len() - 1))
+    }
+
+    fn place(&mut self, key: i64, rng: &mut Random) -> Option<usize> {
+        match self.policy {
+            Policy::Reservoir => self.reservoir_place(rng),
+            Policy::Balanced => self.balanced_place(key, rng),
+            Policy::Ring => self.ring_place(key),
+        }
     }
 
     fn reservoir_place(&self, rng: &mut Random) -> Option<usize> {
@@ -160,12 +225,38 @@ impl Buffer {
         rng.sample(self.slots.len(), n).into_iter().map(|i| &self.slots[i]).collect()
     }
 
+    /// As [`Buffer::draw`], among the rows that `wanted` lets through.
+    pub fn draw_among(
+        &self,
+        n: usize,
+        rng: &mut Random,
+        wanted: impl Fn(&Slot) -> bool,
+    ) -> Vec<&Slot> {
+        let among: Vec<&Slot> = self.slots.iter().filter(|s| wanted(s)).collect();
+        rng.sample(among.len(), n).into_iter().map(|i| among[i]).collect()
+    }
+
+    /// As [`Buffer::draw`], from the keys in turn: no key gives two rows more than another that has rows left.
+    pub fn draw_balanced(&self, n: usize, rng: &mut Random) -> Vec<&Slot> {
+        let mut by_key: BTreeMap<i64, Vec<&Slot>> = BTreeMap::new();
+        self.slots.iter().for_each(|s| by_key.entry(s.key).or_default().push(s));
+        let mut piles: Vec<Vec<&Slot>> = by_key.into_values().collect();
+        piles.iter_mut().for_each(|pile| rng.shuffle(pile));
+        // Keys that come first would otherwise get the odd rows every time.
+        rng.shuffle(&mut piles);
+        let deepest = piles.iter().map(Vec::len).max().unwrap_or(0);
+        let turns = (0..deepest).flat_map(|i| piles.iter().filter_map(move |p| p.get(i).copied()));
+        turns.take(n).collect()
+    }
+
     /// Writes everything.
     ///
     /// # Errors
     /// What the writer says.
     pub fn save(&self, state: &mut StateWriter<'_>) -> Result<()> {
         state.u64(self.capacity as u64)?;
+        state.u64(self.max_bytes.unwrap_or(u64::MAX))?;
+        self.layout.save(state)?;
         state.u64(self.seen)?;
         state.u64(self.keys.len() as u64)?;
         for (key, next) in &self.keys {
@@ -179,7 +270,11 @@ impl Buffer {
         state.bytes(&to_bytes(&rows))?;
         state.bytes(&to_bytes(&keys))?;
         state.bytes(&to_bytes(&widths))?;
-        state.bytes(&to_bytes(&values))
+        state.bytes(&to_bytes(&values))?;
+        let tasks: Vec<u32> = self.slots.iter().map(|s| s.task as u32).collect();
+        state.bytes(&to_bytes(&tasks))?;
+        let stored: Vec<u8> = self.slots.iter().flat_map(|s| s.stored.iter().copied()).collect();
+        state.bytes(&stored)
     }
 
     /// Reads what [`Buffer::save`] of a buffer of equal policy and capacity wrote.
@@ -188,12 +283,15 @@ impl Buffer {
     /// BAD_DATA; the buffer is unchanged then.
     pub fn load(&mut self, state: &mut StateReader<'_>) -> Result<()> {
         let capacity = state.u64()?;
-        if capacity != self.capacity as u64 {
+        let max_bytes = Some(state.u64()?).filter(|max| *max != u64::MAX);
+        let fewer = self.max_bytes.is_some() && capacity <= self.capacity as u64;
+        if capacity != self.capacity as u64 && !fewer {
             return Err(Error::bad_data(format!(
                 "a buffer of {capacity} rows, expected {}",
                 self.capacity
             )));
         }
+        let layout = Layout::load(state)?;
         let (seen, num_keys) = (state.u64()?, state.u64()?);
         let mut ring = BTreeMap::new();
         for _ in 0..num_keys {
@@ -203,20 +301,32 @@ impl Buffer {
         let keys = from_bytes::<i64>(&state.bytes()?)?;
         let widths = from_bytes::<u32>(&state.bytes()?)?;
         let values = from_bytes::<f32>(&state.bytes()?)?;
+        let tasks = from_bytes::<u32>(&state.bytes()?)?;
+        let stored = state.bytes()?;
         let total: usize = widths.iter().map(|w| *w as usize).sum();
-        let fits =
-            keys.len() == rows.len() && widths.len() == rows.len() && rows.len() <= self.capacity;
-        if !fits || total != values.len() || seen < rows.len() as u64 {
+        let count = rows.len();
+        let fits = [keys.len(), widths.len(), tasks.len()] == [count; 3]
+            && count as u64 <= capacity
+            && stored.len() == count * layout.row_bytes();
+        if !fits || total != values.len() || seen < count as u64 {
             return Err(Error::bad_data("the buffer's parts do not fit together"));
         }
         let mut rest = values.as_slice();
         self.slots.clear();
-        for ((row, key), width) in rows.iter().zip(&keys).zip(&widths) {
+        let row_bytes = layout.row_bytes();
+        for (i, (row, width)) in rows.iter().zip(&widths).enumerate() {
             let (now, later) = rest.split_at(*width as usize);
-            self.slots.push(Slot { row: *row, key: *key, values: now.to_vec() });
+            self.slots.push(Slot {
+                row: *row,
+                key: keys[i],
+                task: u64::from(tasks[i]),
+                values: now.to_vec(),
+                stored: stored[i * row_bytes..(i + 1) * row_bytes].to_vec(),
+            });
             rest = later;
         }
         (self.seen, self.keys) = (seen, ring);
+        (self.capacity, self.max_bytes, self.layout) = (capacity as usize, max_bytes, layout);
         Ok(())
     }
 }
@@ -224,6 +334,10 @@ impl Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn slot(row: i64) -> Slot {
+        Slot { row, task: row as u64 / 10, values: vec![row as f32; 2], ..Slot::default() }
+    }
 
     fn fill(
         policy: Policy,
@@ -233,7 +347,7 @@ mod tests {
     ) -> Buffer {
         let mut buffer = Buffer::new(policy, capacity);
         for (n, (row, key)) in offers.into_iter().enumerate() {
-            buffer.offer(key, &mut Random::new([seed, n as u64]), || (row, vec![row as f32; 2]));
+            buffer.offer(key, &mut Random::new([seed, n as u64]), || slot(row));
         }
         buffer
     }
@@ -291,6 +405,70 @@ mod tests {
             assert_eq!(loaded, buffer);
             assert_eq!(bytes(&loaded), saved);
         }
+    }
+
+    #[test]
+    fn a_byte_budget_bounds_the_rows_and_survives_a_save() {
+        let each = slot(0).bytes();
+        let mut buffer = Buffer::new(Policy::Reservoir, 100).within(Some(each * 5 + 1));
+        let empty = bytes(&buffer);
+        for row in 0..50 {
+            buffer.offer(0, &mut Random::new([1, row as u64]), || slot(row));
+        }
+        assert_eq!((buffer.len(), buffer.capacity(), buffer.bytes()), (5, 5, 5 * each));
+        for saved in [empty, bytes(&buffer)] {
+            let mut loaded = Buffer::new(Policy::Reservoir, 100).within(Some(each * 5 + 1));
+            let mut from = saved.as_slice();
+            let mut state = StateReader::begin(&mut from, "test", 1, "").unwrap();
+            loaded.load(&mut state).unwrap();
+            assert_eq!(bytes(&loaded), saved);
+        }
+    }
+
+    #[test]
+    fn stored_columns_come_back_byte_for_byte() {
+        let pixels =
+            crate::Column::new("pixels", &[2, 3], &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let labels = crate::Column::new("labels", &[2], &[7i64, 8]).unwrap();
+        let mut buffer = Buffer::new(Policy::Ring, 4);
+        pixels
+            .view(|p| {
+                labels.view(|l| {
+                    buffer.store(|| Layout::of(&[p, l]));
+                    for (i, stored) in
+                        buffer.layout().clone().rows(&[p, l])?.into_iter().enumerate()
+                    {
+                        let row = i as i64;
+                        buffer.offer(0, &mut Random::new([0, 0]), || Slot {
+                            row,
+                            stored,
+                            ..Slot::default()
+                        });
+                    }
+                    Ok(())
+                })
+            })
+            .unwrap();
+        let saved = bytes(&buffer);
+        let mut loaded = Buffer::new(Policy::Ring, 4);
+        let mut from = saved.as_slice();
+        let mut state = StateReader::begin(&mut from, "test", 1, "").unwrap();
+        loaded.load(&mut state).unwrap();
+        assert_eq!(loaded, buffer);
+        let rows = loaded.slots().iter().map(|s| s.stored.as_slice());
+        assert_eq!(loaded.layout().columns(rows).unwrap(), [pixels, labels]);
+    }
+
+    #[test]
+    fn a_balanced_draw_takes_from_the_keys_in_turn() {
+        let offers = (0..30).map(|i| (i, i64::from(i >= 27)));
+        let buffer = fill(Policy::Reservoir, 30, offers, 4);
+        let drawn = buffer.draw_balanced(6, &mut Random::new([1, 1]));
+        assert_eq!(drawn.iter().filter(|s| s.key == 1).count(), 3);
+        let all = buffer.draw_balanced(99, &mut Random::new([1, 1]));
+        assert_eq!(all.len(), 30);
+        let old = buffer.draw_among(9, &mut Random::new([1, 1]), |s| s.task == 2);
+        assert!(old.len() == 9 && old.iter().all(|s| s.row >= 20));
     }
 
     #[test]
