@@ -9,6 +9,7 @@ mod encoders;
 mod faults;
 mod invalid;
 mod layers;
+mod paths;
 mod pipelines;
 mod plugin_eval;
 mod resume;

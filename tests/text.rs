@@ -107,6 +107,15 @@ fn a_teacher_reads_its_own_column_through_its_own_tokenizer() {
     let run = finish(&root().join("pipelines/other-input.yaml"), runs.path(), &[]);
     let last = lines(&run, "student").pop().expect("an evaluation");
     assert!(last["agreement"].as_f64().expect("agreement") >= 0.5, "{last}");
+    // Each student is exported with the tokenizer that it reads.
+    for (stage, tokenizer) in [("teacher", "big/tokenizer.json"), ("student", "tokenizer.json")] {
+        let to = runs.path().join(stage);
+        let mut command = limbeck();
+        command.arg("export").arg(&run).args(["--stage", stage, "--to"]).arg(&to);
+        assert!(command.output().expect("starts").status.success());
+        let found = std::fs::read(to.join("tokenizer.json")).expect("a tokenizer");
+        assert!(found == std::fs::read(fixture(tokenizer)).expect("a tokenizer"), "{stage}");
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ mod validate;
 use crate::args::{Command, Global, PluginCommand};
 use crate::exit;
 use crate::render::Renderer;
-use limbeck_host::diagnostic::{Diagnostic, Diagnostics, sort};
+use limbeck_host::diagnostic::{Diagnostic, Diagnostics, did_you_mean, sort};
 use limbeck_host::run::RunError;
 
 /// Where and how loudly a command works.
@@ -29,6 +29,16 @@ pub struct Shell {
     pub global: Global,
     /// Prints.
     pub renderer: Renderer,
+}
+
+/// An argument that names something the pipeline does not have.
+fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str> + Clone) -> Stop {
+    let problem = Diagnostic::error("LMB1001", format!("the pipeline has no {what} `{name}`"));
+    let help = match did_you_mean(name, known.clone()) {
+        Some(close) => format!("did you mean `{close}`?"),
+        None => format!("it has: {}", known.collect::<Vec<_>>().join(", ")),
+    };
+    problem.help(help).into()
 }
 
 /// Why a command stopped.

@@ -17,6 +17,7 @@ mod method_tests;
 mod none;
 #[cfg(test)]
 mod penalty_tests;
+mod ps_kd;
 mod replay;
 mod si;
 #[cfg(test)]
@@ -34,4 +35,5 @@ limbeck_sdk::export! {
     scheduler agem::Agem,
     scheduler icarl::Icarl,
     scheduler gdumb::Gdumb,
+    scheduler ps_kd::PsKd,
 }

@@ -1,10 +1,11 @@
-//! MAS, A-GEM, iCaRL, GDumb and joint training through scripted events, against formulas and counts by hand.
+//! MAS, A-GEM, iCaRL, GDumb, PS-KD and joint training through scripted events, against formulas and counts by hand.
 
 use crate::agem::Agem;
 use crate::gdumb::Gdumb;
 use crate::icarl::Icarl;
 use crate::joint::Joint;
 use crate::mas::Mas;
+use crate::ps_kd::PsKd;
 use limbeck_sdk::testing::{MockEvent, MockHost, MockInstance, Request};
 use limbeck_sdk::{Column, Scheduler, abi};
 
@@ -280,4 +281,36 @@ fn every_method_defines_its_strengths_for_the_record() {
     let agem = scheduler::<Agem>(&host, r#"{"capacity": 8}"#);
     assert!(told(&agem).contains("\"insert\":\"task_end\""));
     assert!(told(&scheduler::<Joint>(&host, "{}")).starts_with('{'));
+}
+
+#[test]
+fn ps_kd_mixes_the_label_with_the_prediction_of_the_epoch_before() {
+    let host = MockHost::new();
+    let config = r#"{"classes": 2, "epochs": 4, "alpha": 0.8}"#;
+    let ps_kd = scheduler::<PsKd>(&host, config);
+    let term = &ps_kd.schedule().unwrap().terms[0];
+    assert_eq!(term.loss, "limbeck.soft-ce");
+    let targets = |ps_kd: &MockInstance, epoch: u64| -> Vec<f64> {
+        let begin = MockEvent::new(abi::EVENT_STEP_BEGIN, 0).epoch(epoch);
+        let mut begin = begin.tensor(ids(&[7, 9])).tensor(labels(&[1, 0]));
+        let asked = ps_kd.event(&mut begin).unwrap();
+        let [Request::Provide(target)] = &asked[..] else { panic!("{asked:?}") };
+        target.slice::<f32>().unwrap().iter().map(|x| f64::from(*x).exp()).collect()
+    };
+    assert_eq!(targets(&ps_kd, 0), [0.0, 1.0, 1.0, 0.0], "labels alone");
+    // Probabilities 1/4 and 3/4; only row 7 was seen.
+    let forward = MockEvent::new(abi::EVENT_FORWARD, 0).tensor(ids(&[7]));
+    let logits = matrix("student.logits", 2, &[0.0, 3.0f32.ln()]);
+    ps_kd.event(&mut forward.tensor(logits)).unwrap();
+    let close = |found: Vec<f64>, expected: [f64; 4]| {
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+    };
+    close(targets(&ps_kd, 1), [0.4 * 0.25, 0.6 + 0.4 * 0.75, 1.0, 0.0]);
+    close(targets(&ps_kd, 3), [0.8 * 0.25, 0.2 + 0.8 * 0.75, 1.0, 0.0]);
+    close(targets(&ps_kd, 9), [0.8 * 0.25, 0.2 + 0.8 * 0.75, 1.0, 0.0]);
+    let state = ps_kd.state_save().unwrap();
+    let again = scheduler::<PsKd>(&host, config);
+    again.state_load(&state).unwrap();
+    assert_eq!(targets(&again, 2), targets(&ps_kd, 2));
+    assert_eq!(again.state_save().unwrap(), state);
 }

@@ -1,9 +1,10 @@
 //! `limbeck eval RUN`.
 
-use super::{Answer, Shell, inputs};
+use super::{Answer, Shell, inputs, unknown};
 use crate::args::EvalArgs;
 use crate::exit;
 use crate::render::events::number;
+use limbeck_host::diagnostic::Diagnostic;
 use serde_json::json;
 
 /// Prints the metrics of a stage's student, a line per dataset, and the task matrix of a stream.
@@ -13,7 +14,14 @@ use serde_json::json;
 pub fn eval(args: &EvalArgs, shell: &Shell) -> Answer {
     let (run, plan) = inputs::of_run(&args.stage.run, shell)?;
     let stage = inputs::stage(&plan, &args.stage)?;
+    if let Some(id) = args.data.as_ref().filter(|id| !plan.datasets.contains_key(*id)) {
+        return Err(unknown("dataset", id, plan.datasets.keys().map(String::as_str)));
+    }
     let inputs = inputs::open(plan, shell, inputs::Texts::Read)?;
+    if let Some(id) = args.data.as_ref().filter(|id| inputs.datasets.get(id).is_none()) {
+        let message = format!("no stage uses dataset `{id}`, so it is not read");
+        return Err(Diagnostic::error("LMB1001", message).into());
+    }
     let which = args.stage.which.into();
     let results = limbeck_host::run::evaluate(
         &inputs.plan,

@@ -1,7 +1,7 @@
 //! `limbeck run FILE`.
 
 use super::inputs::{self, Inputs};
-use super::{Answer, Shell};
+use super::{Answer, Shell, unknown};
 use crate::args::{LimitArgs, RunArgs};
 use crate::render::calls::CallView;
 use crate::render::events::{RunView, short_id};
@@ -46,6 +46,10 @@ pub fn options(shell: &Shell, limits: &LimitArgs) -> RunOptions {
 /// See [`limbeck_host::run::RunError`].
 pub fn start(inputs: Inputs, options: &RunOptions, shell: &Shell) -> Answer {
     let Inputs { plan, datasets, catalogue, loaded } = inputs;
+    let stages = || plan.stages.iter().map(|s| s.name.as_str());
+    if let Some(until) = options.until.as_deref().filter(|until| !stages().any(|s| s == *until)) {
+        return Err(unknown("stage", until, stages()));
+    }
     let control = Control::default();
     signals::listen(control.clone());
     let names: Vec<&str> = plan.stages.iter().map(|s| s.name.as_str()).collect();
@@ -64,24 +68,32 @@ pub fn start(inputs: Inputs, options: &RunOptions, shell: &Shell) -> Answer {
     Ok(ended(&result?, begin, shell))
 }
 
+/// The end of a run's id if that names one run, else the whole id.
 fn id_of(dir: &Path) -> &str {
-    dir.file_name().and_then(|n| n.to_str()).map_or("", short_id)
+    let id = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let short = short_id(id);
+    let siblings = dir.parent().and_then(|parent| std::fs::read_dir(parent).ok());
+    let same = siblings.into_iter().flatten().flatten();
+    let others = same.filter(|e| e.file_name().to_string_lossy().ends_with(short)).count();
+    if others > 1 { id } else { short }
 }
 
 /// Says how the run ended; gives the exit code.
 fn ended(outcome: &Outcome, begin: Instant, shell: &Shell) -> u8 {
+    let peak = peak_bytes();
     let took = table::duration(begin.elapsed());
+    let memory = peak.map_or(String::new(), |p| format!(", {} of memory at most", table::bytes(p)));
     let tell = |dir: &PathBuf, state: &str, text: String, code: u8| {
         let value = json!({
             "type": "run_finished", "outcome": state, "dir": dir, "exit": code,
-            "seconds": begin.elapsed().as_secs_f64(),
+            "seconds": begin.elapsed().as_secs_f64(), "peak_bytes": peak,
         });
         shell.renderer.answer(&text, &value);
         code
     };
     match outcome {
         Outcome::Done { dir } => {
-            let text = format!("done in {took}.  Next: limbeck eval {}", id_of(dir));
+            let text = format!("done in {took}{memory}.  Next: limbeck eval {}", id_of(dir));
             tell(dir, "done", text, exit::DONE)
         }
         Outcome::AlreadyDone { dir } => {
@@ -104,4 +116,12 @@ fn ended(outcome: &Outcome, begin: Instant, shell: &Shell) -> u8 {
             tell(dir, "stopped", text, exit::STOPPED)
         }
     }
+}
+
+/// Most memory that the process held, where the system tells it.
+fn peak_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let size = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = size.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }

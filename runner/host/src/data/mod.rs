@@ -3,6 +3,7 @@
 //! Every reader reports file, row and column of what it cannot read. Rows are held in host memory; datasets that read
 //! the same files share them. Labels are class numbers or -100; every number is finite.
 
+mod change;
 mod column;
 mod csv;
 mod files;

@@ -3,16 +3,17 @@
 //! Datasets with equal format and files form a unit; its files are read once for the requests of all members, and
 //! units are read side by side. A problem spoils its unit only.
 
+use super::change::Change;
 use super::column::{Builder, Request, column_name};
 use super::problem::Problems;
-use super::table::{Encoded, Stored, TOKEN_COLUMNS, Table};
+use super::table::{Encoded, NumberColumn, Stored, TOKEN_COLUMNS, Table};
 use super::tokenize::TextEncoder;
 use super::{
     Dataset, SOURCE_SHIFT, Tokenize, csv, files, filter, idx, jsonl, npy, parquet, raw, text,
     token_cache,
 };
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::{Column, DatasetPlan, Format, Plan};
+use crate::plan::{Column, DatasetPlan, Format, Plan, TensorPlan};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
@@ -33,7 +34,7 @@ struct Unit<'a> {
 struct Member<'a> {
     plan: &'a DatasetPlan,
     first_id: i64,
-    numbers: Vec<(String, usize)>,
+    numbers: Vec<(String, usize, &'a TensorPlan)>,
     label: Option<usize>,
     texts: Vec<Text>,
 }
@@ -133,8 +134,8 @@ fn source_ids(plan: &Plan) -> BTreeMap<String, i64> {
             && a.tensors.len() == b.tensors.len()
             && a.tensors.iter().zip(&b.tensors).all(|((n, t), (m, u))| {
                 n == m
-                    && (&t.columns, &t.shape, t.dtype, t.scale)
-                        == (&u.columns, &u.shape, u.dtype, u.scale)
+                    && (&t.columns, &t.shape, t.dtype, t.scale, t.transform)
+                        == (&u.columns, &u.shape, u.dtype, u.scale, u.transform)
             })
     };
     let mut sources: Vec<&DatasetPlan> = Vec::new();
@@ -213,9 +214,9 @@ fn join<'a>(units: &mut Vec<Unit<'a>>, plan: &'a DatasetPlan, files: Vec<PathBuf
         .tensors
         .iter()
         .map(|(name, tensor)| {
-            // The place does not matter for what is read.
-            let tensor = crate::plan::TensorPlan { span: None, ..tensor.clone() };
-            (name.clone(), request(Request::Numbers { name: name.clone(), tensor }))
+            // Neither the place nor what happens after matters for what is read.
+            let read = TensorPlan { span: None, transform: None, ..tensor.clone() };
+            (name.clone(), request(Request::Numbers { name: name.clone(), tensor: read }), tensor)
         })
         .collect();
     let label = plan.label.as_ref().map(|column| {
@@ -384,9 +385,16 @@ impl Unit<'_> {
             if texts.len() < member.texts.len() {
                 continue;
             }
-            let numbers = member.numbers.iter().filter_map(|(name, i)| match columns.get(*i) {
-                Some(Stored::Numbers(numbers)) => Some((name.clone(), Arc::clone(numbers))),
-                _ => None,
+            let numbers = member.numbers.iter().filter_map(|(name, i, tensor)| {
+                let Some(Stored::Numbers(numbers)) = columns.get(*i) else { return None };
+                let change = Change::of(tensor, numbers).map_err(|why| {
+                    let message = format!("tensor `{name}`: {why}");
+                    let at = tensor.span.clone();
+                    let within = format!("dataset `{}`", member.plan.id);
+                    found.push(Diagnostic::error("LMB0517", message).at(at).within(within));
+                });
+                let (name, values) = (name.clone(), Arc::clone(numbers));
+                Some(NumberColumn { name, values, change: change.unwrap_or_default() })
             });
             let table = Table {
                 numbers: numbers.collect(),
@@ -414,13 +422,21 @@ impl Unit<'_> {
         let requests = |places: &mut dyn Iterator<Item = usize>| {
             places.map(|i| format!("{:?}", self.requests.get(i))).collect::<Vec<_>>()
         };
-        let numbers = requests(&mut member.numbers.iter().map(|(_, i)| *i));
+        let numbers = requests(&mut member.numbers.iter().map(|(_, i, _)| *i));
+        let changes: Vec<String> = member
+            .numbers
+            .iter()
+            .filter_map(|(name, _, tensor)| Some(format!("{name} {:?}", tensor.transform?)))
+            .collect();
         let of_texts = |(name, text, pair): &Text| {
             let columns = requests(&mut std::iter::once(*text).chain(*pair));
             format!("{name:?} {columns:?}")
         };
         let columns: Vec<String> = member.texts.iter().map(of_texts).collect();
-        let all = format!("{:?} {files:?} {encoders:?} {numbers:?} {columns:?}", self.format);
+        let mut all = format!("{:?} {files:?} {encoders:?} {numbers:?} {columns:?}", self.format);
+        if !changes.is_empty() {
+            all.push_str(&format!("{changes:?}"));
+        }
         crate::run::checkpoint::sha256(all.as_bytes())
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Every column of a table has the same number of rows; a dataset is a table, names for its columns, and positions.
 
+use super::change::Change;
 use super::column::{Labels, Numbers, Texts};
 use super::tokenize::{TextEncoder, Tokens};
 use super::{Batch, ColumnSpec};
@@ -32,10 +33,18 @@ pub(super) struct Encoded {
     pub(super) encoder: Arc<TextEncoder>,
 }
 
+/// An entry of `tensors`.
+pub(super) struct NumberColumn {
+    pub(super) name: String,
+    pub(super) values: Arc<Numbers>,
+    /// Applied on the way into a batch, so that datasets of the same files share their values.
+    pub(super) change: Option<Change>,
+}
+
 /// What a dataset's rows are made of.
 pub(super) struct Table {
     /// Entries of `tensors`.
-    pub(super) numbers: Vec<(String, Arc<Numbers>)>,
+    pub(super) numbers: Vec<NumberColumn>,
     pub(super) labels: Option<Arc<Labels>>,
     pub(super) texts: Vec<Encoded>,
     /// Says what is read: equal for equal files, columns and tokenizers, whatever rows are kept.
@@ -57,7 +66,7 @@ impl Table {
         let mut specs: Vec<ColumnSpec> = self
             .numbers
             .iter()
-            .map(|(name, column)| spec(name, column.dtype, dims(column)))
+            .map(|column| spec(&column.name, column.values.dtype, dims(&column.values)))
             .collect();
         for text in &self.texts {
             let width = text.encoder.fixed_width().map_or(-1, |w| w as i64);
@@ -79,13 +88,17 @@ impl Table {
     pub(super) fn gather(&self, rows: &[usize]) -> Batch {
         let count = rows.len() as i64;
         let mut batch = Batch { rows: rows.len(), ..Batch::default() };
-        for (name, column) in &self.numbers {
+        for NumberColumn { name, values: column, change } in &self.numbers {
             let mut shape = vec![count];
             shape.extend(dims(column));
             let size = column.row_bytes();
             let tensor = Tensor::filled(column.dtype, &shape, |bytes| {
                 for (to, row) in bytes.chunks_exact_mut(size.max(1)).zip(rows) {
-                    to.copy_from_slice(&column.bytes[row * size..(row + 1) * size]);
+                    let from = &column.bytes[row * size..(row + 1) * size];
+                    match change {
+                        Some(change) => change.apply(from, to),
+                        None => to.copy_from_slice(from),
+                    }
                 }
             });
             batch.columns.insert(name.clone(), tensor);

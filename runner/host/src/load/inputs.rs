@@ -34,7 +34,7 @@ pub struct Input {
 pub fn read(plan: &Plan, catalogue: &Catalogue) -> Result<Vec<Input>, Diagnostics> {
     let mut found: BTreeMap<String, Input> = BTreeMap::new();
     let mut problems = Vec::new();
-    for plugin in plan.stages.iter().filter_map(StagePlan::training).flat_map(|t| t.plugin_uses()) {
+    for plugin in plan.stages.iter().flat_map(StagePlan::plugin_uses) {
         for (written, path) in catalogue.input_paths(&plugin.id, &plugin.with, &plan.base_dir) {
             if found.contains_key(&written) {
                 continue;

@@ -4,7 +4,7 @@
 //! from 0; ranges of columns include their end, ranges of rows do not.
 
 use super::values::{check_name, integers, map_entries, out_of_range, resolve_path};
-use super::{Column, DatasetPlan, Format, TensorColumns, TensorPlan, TextColumns};
+use super::{Column, DatasetPlan, Format, TensorColumns, TensorPlan, TextColumns, Transform};
 use crate::diagnostic::Diagnostic;
 use crate::document::{Bounds, Field, Fields, Node, Sink, Value, text_of, wrong_type};
 use crate::tensor::DType;
@@ -211,7 +211,21 @@ fn tensor(part: &Fields, format: Format) -> TensorPlan {
         ("f32", DType::F32),
         &[("f64", DType::F64), ("i64", DType::I64), ("i32", DType::I32), ("u8", DType::U8)],
     );
-    TensorPlan { columns, shape, scale, dtype, span: Some(part.span.clone()) }
+    let transform = transform(part);
+    TensorPlan { columns, shape, scale, dtype, transform, span: Some(part.span.clone()) }
+}
+
+fn transform(part: &Fields) -> Option<Transform> {
+    let permute = part.count("permute", 0).map(Transform::Permute);
+    let rotate = part.number("rotate", Bounds::FINITE).map(Transform::Rotate);
+    if let (Some(_), Some(_), Some(field)) = (permute, rotate, part.field("rotate")) {
+        part.sink.report(
+            Diagnostic::error("LMB0105", "`permute` and `rotate` exclude each other")
+                .at(field.key_span.clone())
+                .help("a permuted image has no neighbours to rotate among; keep one"),
+        );
+    }
+    permute.or(rotate)
 }
 
 fn tensor_columns(part: &Fields, field: &Field) -> Option<TensorColumns> {

@@ -13,6 +13,7 @@ mod scenario;
 pub mod schema;
 mod slots;
 mod stages;
+mod tasks;
 mod top;
 mod training;
 mod values;

@@ -84,17 +84,37 @@ fn top_properties() -> serde_json::Map<String, Json> {
             "version": {"$ref": "#/$defs/text"},
         }), &["id", "path"])),
         "trackers": list(json!({"enum": ["tensorboard", "jsonl"]})),
-        "tasks": list(closed(json!({
-            "name": {"$ref": "#/$defs/name"},
-            "train": {"$ref": "#/$defs/text"},
-            "valid": {"$ref": "#/$defs/text"},
-        }), &["name", "train", "valid"])),
+        "tasks": tasks(),
         "stages": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/stage"}},
     });
     match top {
         Json::Object(map) => map,
         _ => serde_json::Map::new(),
     }
+}
+
+/// A list of tasks, or one of the generators.
+fn tasks() -> Json {
+    let text = || json!({"$ref": "#/$defs/text"});
+    let generator = |own: &str, value: Json, tensor: bool| {
+        let mut keys = json!({own: value, "train": text(), "valid": text()});
+        if let (true, Json::Object(keys)) = (tensor, &mut keys) {
+            keys.insert("tensor".into(), text());
+        }
+        closed(keys, &[own, "train", "valid"])
+    };
+    let classes =
+        json!({"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}});
+    let named = closed(
+        json!({"name": {"$ref": "#/$defs/name"}, "train": text(), "valid": text()}),
+        &["name", "train", "valid"],
+    );
+    json!({"oneOf": [
+        list(named),
+        generator("split", list(classes), false),
+        generator("permuted", json!({"type": "integer", "minimum": 1, "maximum": 1000}), true),
+        generator("rotated", list(json!({"$ref": "#/$defs/number"})), true),
+    ]})
 }
 
 /// A mapping with these keys and no others.
@@ -265,6 +285,8 @@ fn dataset() -> Json {
                     "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
                     "scale": {"$ref": "#/$defs/number"},
                     "dtype": {"enum": ["f32", "f64", "i64", "i32", "u8"], "default": "f32"},
+                    "permute": {"type": "integer", "minimum": 0},
+                    "rotate": {"$ref": "#/$defs/number"},
                 }), &[]),
             },
             "rows": range(),

@@ -25,8 +25,12 @@ pub struct Top {
     pub plugins: Vec<PinnedPlugin>,
     pub tensorboard: bool,
     pub tasks: Vec<TaskPlan>,
+    /// Datasets that a generator of tasks takes.
+    pub generated_from: Vec<String>,
     /// `data` stands at top level.
     pub has_data: bool,
+    /// `tasks` stands there.
+    pub has_tasks: bool,
 }
 
 impl Top {
@@ -83,9 +87,14 @@ pub fn read(fields: &Fields, document: &Document) -> Top {
         plugins,
         tensorboard,
         tasks: Vec::new(),
+        generated_from: Vec::new(),
         has_data: fields.field("data").is_some(),
+        has_tasks: fields.field("tasks").is_some(),
     };
-    top.tasks = tasks(fields, &top);
+    let tasks = super::tasks::read(fields, &top);
+    top.tasks = tasks.tasks;
+    top.datasets.extend(tasks.made);
+    top.generated_from = tasks.taken;
     top
 }
 
@@ -278,38 +287,6 @@ fn datasets(fields: &Fields, base: &Path) -> BTreeMap<String, DatasetPlan> {
     out
 }
 
-fn tasks(fields: &Fields, top: &Top) -> Vec<TaskPlan> {
-    let mut out: Vec<TaskPlan> = Vec::new();
-    let mut json = Vec::new();
-    for node in fields.list("tasks") {
-        let label = node.get("name").and_then(|n| n.text()).unwrap_or("?").to_owned();
-        let part = fields.below(node, &format!("tasks.{label}"), format!("task `{label}`"), false);
-        let name = part.need_text("name", "for example `{name: books, train: …, valid: …}`");
-        if let Some(field) = part.field("name") {
-            if !name.is_empty() {
-                check_name(fields.sink, "a task name", &name, &field.node.span, false);
-            }
-            if out.iter().any(|t| t.name == name) {
-                report_double(fields.sink, &format!("task `{name}`"), &field.node.span);
-            }
-        }
-        let train = part.need_text("train", "the id of a dataset");
-        let valid =
-            part.need_text("valid", "the id of a dataset: every task is evaluated after each task");
-        for (key, id) in [("train", &train), ("valid", &valid)] {
-            if let (Some(field), false) = (part.field(key), id.is_empty()) {
-                top.check_dataset(fields.sink, id, &field.node.span);
-            }
-        }
-        json.push(part.finish());
-        out.push(TaskPlan { name, train, valid: Some(valid), span: Some(node.span.clone()) });
-    }
-    if !json.is_empty() {
-        fields.keep_part("tasks", Json::Array(json));
-    }
-    out
-}
-
 /// Reports a name that is already taken.
 pub fn report_double(sink: &Sink, what: &str, span: &Span) {
     sink.report(
@@ -321,7 +298,7 @@ pub fn report_double(sink: &Sink, what: &str, span: &Span) {
 
 /// Warns about datasets and pinned plugins that no stage uses.
 pub fn report_unused(top: &Top, stages: &[StagePlan], sink: &Sink) {
-    let mut data = BTreeSet::new();
+    let mut data: BTreeSet<&str> = top.generated_from.iter().map(String::as_str).collect();
     let mut plugins = BTreeSet::new();
     for task in &top.tasks {
         data.extend([Some(task.train.as_str()), task.valid.as_deref()].into_iter().flatten());

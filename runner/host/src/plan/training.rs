@@ -130,7 +130,9 @@ fn tasks(around: &Around, fields: &Fields) -> (Vec<TaskPlan>, bool) {
     if own || (declared.is_empty() && fields.field("data").is_some()) {
         return (own_data(around, fields), false);
     }
-    if declared.is_empty() {
+    if declared.is_empty() && around.top.has_tasks {
+        // What is wrong with them was told.
+    } else if declared.is_empty() {
         fields.missing(
             "data",
             "for example `data: {train: rows, valid: other-rows}`, or `tasks` for a stream",

@@ -5,6 +5,7 @@
 use super::RunError;
 use super::arith::to_f64;
 use super::error::{RunResult, bug, contract, io_error};
+use super::io::Io;
 use super::live::{Keys, TEACHER};
 use super::offline::activated;
 use super::random::Purpose;
@@ -12,6 +13,7 @@ use super::rows::contiguous;
 use super::rundir::{StageRecord, Status, stage_dir, stage_hash};
 use super::safetensors::Named;
 use super::session::{Session, StageEnd};
+use super::stage::CANCELLED;
 use super::topk::top_k;
 use super::training::student_of;
 use crate::cache::{
@@ -177,16 +179,24 @@ impl Session<'_, '_> {
             for (source, batches) in &batches {
                 for (dataset, places) in batches {
                     if let Some(reason) = io.stop_wanted() {
-                        io.sink.event(&Event::Stopping { reason: reason.clone() });
-                        writer.flush().map_err(|e| written(&e))?;
-                        return Ok(Some((done, reason)));
+                        return stopped(io, &mut writer, dir, (done, reason));
                     }
                     let batch = dataset.gather(places);
                     let given = columns(inputs, teacher.inputs(), &batch)?;
                     let ctx = keys.ctx(Purpose::Forward, TEACHER, done, 0);
-                    let out = teacher
-                        .forward(ctx, ForwardFlags::default(), &given, wanted)
-                        .map_err(|e| super::error::plugin_error(&e))?;
+                    let out = match teacher.forward(ctx, ForwardFlags::default(), &given, wanted) {
+                        Ok(out) => out,
+                        Err(error) => {
+                            let error = super::error::plugin_error(&error);
+                            // A call that obeyed the request to stop.
+                            let asked = io.control.stop_requested();
+                            let Some(reason) = asked.filter(|_| error.diagnostic.code == CANCELLED)
+                            else {
+                                return Err(error);
+                            };
+                            return stopped(io, &mut writer, dir, (done, reason));
+                        }
+                    };
                     let mut named: BTreeMap<String, Tensor> =
                         wanted.iter().cloned().zip(out.outputs).collect();
                     if let (Some(topk), Some(logits)) = (topk.as_ref(), named.get("logits")) {
@@ -209,6 +219,18 @@ impl Session<'_, '_> {
         }
         Ok(stopped)
     }
+}
+
+/// Keeps what was computed.
+fn stopped(
+    io: &mut Io<'_>,
+    writer: &mut Writer<'_>,
+    dir: &Path,
+    at: (u64, String),
+) -> RunResult<Option<(u64, String)>> {
+    io.sink.event(&Event::Stopping { reason: at.1.clone() });
+    writer.flush().map_err(|e| io_error("write", dir, &e))?;
+    Ok(Some(at))
 }
 
 fn loaded<'l>(

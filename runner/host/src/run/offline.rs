@@ -15,7 +15,7 @@ use super::session::Session;
 use super::stage::{dataset, finite, write_json};
 use super::state::{misfit, tensors};
 use super::training::{read_progress, student_of};
-use crate::data::Datasets;
+use crate::data::{Datasets, TOKEN_COLUMNS};
 use crate::diagnostic::Diagnostic;
 use crate::load::Instance;
 use crate::load::Loaded;
@@ -243,7 +243,7 @@ fn write_model(
 ) -> RunResult<()> {
     let train = training(plan, from.stage)?;
     let stage = &plan.stages[from.stage];
-    let model = with_student(plan, loaded, run, from, |student, _, _| {
+    let model = with_student(plan, loaded, run, from, |student, inputs, _| {
         let params = student.params().map_err(|e| plugin_error(&e))?;
         let mut parameters = Vec::new();
         let mut tied = BTreeMap::new();
@@ -270,10 +270,23 @@ fn write_model(
             stage: stage.name.clone(),
             seed: plan.seed,
             teacher: train.teacher.as_ref().map(|t| teacher_info(plan, run, t)),
-            tokenizer: plan.tokenizer.as_ref().map(|t| t.path.clone()),
+            tokenizer: tokenizer_of(plan, inputs),
         })
     })?;
     hf::export(to, &model).map_err(RunError::new)
+}
+
+/// Where the tokenizer lies whose ids the student reads.
+fn tokenizer_of(plan: &Plan, inputs: &[Option<Source>]) -> Option<PathBuf> {
+    let prefix = inputs.iter().flatten().find_map(|source| match source {
+        Source::Batch(column) => column.strip_suffix(TOKEN_COLUMNS[0]),
+        _ => None,
+    })?;
+    let found = match prefix.strip_suffix('_') {
+        Some(name) => plan.tokenizers.get(name),
+        None => plan.tokenizer.as_ref(),
+    };
+    found.map(|tokenizer| tokenizer.path.clone())
 }
 
 /// Datasets and names of their files.

@@ -27,6 +27,8 @@ pub enum Purpose {
     State = 9,
     /// Order of batches of like length.
     Bucket = 10,
+    /// Order of the values of a row.
+    Permute = 11,
 }
 
 /// Mixes `parts` into a key. Equal parts give equal keys on every machine.

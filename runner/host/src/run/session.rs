@@ -24,7 +24,7 @@ use crate::load::instance::show_calls;
 use crate::load::{self, Catalogue, Loaded, services};
 use crate::plan::{CacheAt, Plan, StagePlan, Work};
 use crate::report::tensorboard;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// How one stage ended.
@@ -214,7 +214,22 @@ fn inputs_of(
         };
         inputs.data.extend(input.files.into_iter().map(of));
     }
+    let base = real(&plan.base_dir);
+    let data = std::mem::take(&mut inputs.data);
+    inputs.data = data.into_iter().map(|(path, hash)| (below(&base, &path), hash)).collect();
     Ok(inputs)
+}
+
+/// A file's one name, whatever the path that leads to it and the directory that the program runs in: below the
+/// pipeline's directory relative to that, else absolute.
+fn below(base: &Path, path: &Path) -> PathBuf {
+    let path = real(path);
+    path.strip_prefix(base).map(Path::to_owned).unwrap_or(path)
+}
+
+fn real(path: &Path) -> PathBuf {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 impl Session<'_, '_> {

@@ -41,8 +41,8 @@ fn the_digits_are_read_as_the_quick_start_describes_them() {
     );
     // One parse for the three views.
     assert!(Arc::ptr_eq(
-        &sets.get("d").unwrap().table.numbers[0].1,
-        &sets.get("held-out").unwrap().table.numbers[0].1
+        &sets.get("d").unwrap().table.numbers[0].values,
+        &sets.get("held-out").unwrap().table.numbers[0].values
     ));
     assert!(took.as_millis() < 200, "{took:?}");
 }

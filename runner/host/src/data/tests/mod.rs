@@ -96,7 +96,14 @@ fn name(text: &str) -> Column {
 }
 
 fn tensor(columns: Option<TensorColumns>) -> BTreeMap<String, TensorPlan> {
-    let tensor = TensorPlan { columns, shape: None, scale: 1.0, dtype: DType::F32, span: None };
+    let tensor = TensorPlan {
+        columns,
+        shape: None,
+        scale: 1.0,
+        dtype: DType::F32,
+        transform: None,
+        span: None,
+    };
     BTreeMap::from([("x".into(), tensor)])
 }
 

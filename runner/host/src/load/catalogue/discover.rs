@@ -202,8 +202,10 @@ impl Discovery<'_> {
     fn check_lock(&mut self, manifest: &Manifest, opened: &Opened) -> Result<(), Diagnostic> {
         let file = opened.path.display();
         let command = match &self.search.lock {
-            Some(lock) => format!("limbeck plugin lock {file} (writes {})", lock.display()),
-            None => format!("limbeck plugin lock {file}"),
+            Some(lock) => {
+                format!("limbeck plugin lock PIPELINE.yaml (writes {})", lock.display())
+            }
+            None => "the same command with --allow-unlocked".to_owned(),
         };
         for plugin in &manifest.plugins {
             let id = &plugin.id;

@@ -150,6 +150,8 @@ fn input_path(base: &Path, text: &str) -> Result<String, Box<Diagnostic>> {
         });
     }
     let path = base.join(text);
+    // What a plugin and a record of its files get must not depend on the directory that the program runs in.
+    let path = std::path::absolute(&path).unwrap_or(path);
     if path.exists() {
         return Ok(path.to_string_lossy().into_owned());
     }

@@ -80,8 +80,19 @@ pub struct TensorPlan {
     pub scale: f64,
     /// Element type in the batch.
     pub dtype: DType,
+    /// What happens to a row's values on their way into a batch.
+    pub transform: Option<Transform>,
     /// Place of the entry.
     pub span: Option<Span>,
+}
+
+/// `tensors.NAME.permute` and `.rotate`: one fixed change of every row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Transform {
+    /// The values of a row in another order, drawn from this number alone.
+    Permute(u64),
+    /// An image turned about its centre by so many degrees against the clock; 0 comes in at the corners.
+    Rotate(f64),
 }
 
 /// Where a tensor's values lie.

@@ -9,7 +9,7 @@ mod training;
 
 pub use capture::{CacheAt, CachePlan, CapturePlan, TopK};
 pub use data::{
-    Column, DatasetPlan, Format, TensorColumns, TensorPlan, TextColumns, TokenizerPlan,
+    Column, DatasetPlan, Format, TensorColumns, TensorPlan, TextColumns, TokenizerPlan, Transform,
 };
 pub use evaluation::{Best, EvalSettings, Every, Gate, Metric, StopIf};
 pub use slots::{

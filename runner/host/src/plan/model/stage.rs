@@ -1,6 +1,6 @@
 //! The entries of `stages`, and what they take from earlier ones.
 
-use super::{CapturePlan, Gate, Metric, TrainPlan};
+use super::{CapturePlan, Gate, Metric, PluginUse, TrainPlan};
 use crate::diagnostic::Span;
 use serde_json::Value as Json;
 use std::path::PathBuf;
@@ -34,6 +34,15 @@ pub struct StagePlan {
 }
 
 impl StagePlan {
+    /// Plugins of a training or `capture` stage.
+    pub fn plugin_uses(&self) -> Vec<&PluginUse> {
+        match &self.work {
+            Work::Train(train) => train.plugin_uses().collect(),
+            Work::Capture(capture) => capture.plugin().into_iter().collect(),
+            Work::Eval(_) | Work::Export(_) => Vec::new(),
+        }
+    }
+
     /// `01-teacher`: its folder in the run directory.
     pub fn folder(&self) -> String {
         format!("{:02}-{}", self.index + 1, self.name)
