@@ -58,6 +58,10 @@ pub fn check(args: &PluginCheckArgs, shell: &Shell) -> Answer {
     };
     let mut shown = None;
     let reports = driver::run(&options, &mut |report| show(report, &mut shown, args, shell));
+    if reports.is_empty() {
+        let asked = args.include.as_deref().unwrap_or_default();
+        return Err(usage(format!("no check of these plugins matches `{asked}`")));
+    }
     Ok(summary(&reports, shell))
 }
 

@@ -258,46 +258,69 @@ where
         student: &Whole,
         teacher: Option<&Whole>,
     ) {
-        let lanes = S::LANES;
         for (at, part) in blocks(self.call.width).zip(&self.parts) {
             let [c_s, c_t] = part.center.map(Real::wide);
             let q = student.offset(c_s).exp2() / student.sum;
-            let (q, sum) = (S::of(q), S::of(-sum));
             let (on_s, on_t) = match teacher {
-                Some(teacher) => (
-                    S::of(scale * student.offset(c_s).exp2() / student.sum),
-                    S::of(-scale * teacher.offset(c_t).exp2() / teacher.sum),
-                ),
-                None => (S::zero(), S::of(scale)),
+                Some(teacher) => (scale * q, -scale * teacher.offset(c_t).exp2() / teacher.sum),
+                None => (0.0, scale),
             };
-            let to = at.start..at.start + padded(at.len());
-            let powers =
-                self.e_s[to.clone()].chunks_exact(lanes).zip(self.e_t[to].chunks_exact(lanes));
-            let value = |(e_s, e_t): (&[S::Scalar], &[S::Scalar])| match teacher {
-                Some(_) => S::load(e_s).mul_add(on_s, S::load(e_t) * on_t),
-                // One rounding of q·sum against qu: a one-hot row has gradient 0.
-                None => (S::load(e_s) * q).mul_add(sum, S::load(e_t)) * on_t,
+            let factors = Factors {
+                on_s: S::of(on_s),
+                on_t: S::of(on_t),
+                q: S::of(q),
+                sum: S::of(-sum),
+                has_teacher: teacher.is_some(),
             };
-            let whole = at.len() % lanes == 0;
-            let direct = match whole {
+            let powers = at.start..at.start + padded(at.len());
+            let (e_s, e_t) = (&self.e_s[powers.clone()], &self.e_t[powers]);
+            let direct = match at.len() % S::LANES == 0 {
                 // SAFETY: the logits, which may be the same memory, are not read any more.
                 true => unsafe { grad.slice(self.n, at.start, at.len()) },
                 false => None,
             };
             match direct {
-                Some(to) => {
-                    for (to, pair) in to.chunks_exact_mut(lanes).zip(powers) {
-                        value(pair).store(to);
-                    }
-                }
+                Some(to) => combine(to, e_s, e_t, factors),
                 None => {
                     let to = self.read.s.take(at.len());
-                    for (to, pair) in to.chunks_exact_mut(lanes).zip(powers) {
-                        value(pair).store(to);
-                    }
+                    combine(to, e_s, e_t, factors);
                     grad.store(self.n, at.start, &to[..at.len()]);
                 }
             }
+        }
+    }
+}
+
+/// What a block's powers are multiplied by.
+#[derive(Clone, Copy)]
+struct Factors<S> {
+    on_s: S,
+    on_t: S,
+    q: S,
+    sum: S,
+    has_teacher: bool,
+}
+
+/// Gradients of a block from its powers. A function and no closure: a closure that is not inlined has no instructions of
+/// its caller's instruction set, and calls each of them.
+#[inline(always)]
+fn combine<S: Simd>(
+    to: &mut [S::Scalar],
+    e_s: &[S::Scalar],
+    e_t: &[S::Scalar],
+    factors: Factors<S>,
+) {
+    let Factors { on_s, on_t, q, sum, has_teacher } = factors;
+    let powers = e_s.chunks_exact(S::LANES).zip(e_t.chunks_exact(S::LANES));
+    let both = to.chunks_exact_mut(S::LANES).zip(powers);
+    if has_teacher {
+        for (to, (e_s, e_t)) in both {
+            S::load(e_s).mul_add(on_s, S::load(e_t) * on_t).store(to);
+        }
+    } else {
+        for (to, (e_s, e_t)) in both {
+            // One rounding of q·sum against qu: a one-hot row has gradient 0.
+            ((S::load(e_s) * q).mul_add(sum, S::load(e_t)) * on_t).store(to);
         }
     }
 }

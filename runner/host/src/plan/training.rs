@@ -37,7 +37,9 @@ pub fn read(around: &Around, fields: &Fields, distill: bool) -> TrainPlan {
     let lr_schedule = lr_schedule(fields);
     let dtype = dtype(around.top, fields);
     let valid: Vec<&str> = tasks.iter().filter_map(|t| t.valid.as_deref()).collect();
-    let eval = evaluation::settings(around, fields, &valid, teacher.is_some());
+    // One that is wrong was told of.
+    let has_teacher = teacher.is_some() || fields.field("teacher").is_some();
+    let eval = evaluation::settings(around, fields, &valid, has_teacher);
     let checkpoint = checkpoint(fields);
     let on_nonfinite = on_nonfinite(fields);
     let stop_if = evaluation::stop_if(fields, &eval);

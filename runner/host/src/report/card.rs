@@ -62,6 +62,10 @@ fn front_matter(model: &ExportedModel) -> String {
     out
 }
 
+/// Metrics of the task matrix.
+const OF_A_STREAM: [&str; 6] =
+    ["average_accuracy", "anytime_accuracy", "learning_accuracy", "bwt", "forgetting", "fwt"];
+
 /// Student beside teacher: size and every metric on every dataset.
 fn table(model: &ExportedModel) -> String {
     let teacher = model.teacher.as_ref();
@@ -90,7 +94,11 @@ fn table(model: &ExportedModel) -> String {
                 .and_then(|t| t.metrics.iter().find(|(d, _)| d == data))
                 .and_then(|(_, m)| m.iter().find(|(n, _)| n == name))
                 .map(|(_, value)| format!("{value:.4}"));
-            row(&format!("{name} on `{data}`"), format!("{value:.4}"), of_teacher);
+            let of = match OF_A_STREAM.contains(&name.as_str()) {
+                true => format!("{name} over all tasks"),
+                false => format!("{name} on `{data}`"),
+            };
+            row(&of, format!("{value:.4}"), of_teacher);
         }
     }
     out

@@ -62,7 +62,7 @@ pub struct ExportedModel {
 /// The teacher, for the model card.
 #[derive(Clone, Debug)]
 pub struct TeacherInfo {
-    /// Plugin id, or ``stage `teacher` ``.
+    /// Plugin id, or `stage teacher`.
     pub description: String,
     /// Number of parameters, if known.
     pub parameters: Option<u64>,

@@ -319,15 +319,15 @@ fn teacher_info(plan: &Plan, run: &Path, teacher: &TeacherPlan) -> hf::TeacherIn
         TeacherPlan::Plugin(plugin) => (plugin.id.clone(), Vec::new()),
         TeacherPlan::Stage { from, .. } => {
             let name = &plan.stages[from.stage].name;
-            (format!("stage `{name}`"), metrics_of(plan, run, from.stage))
+            (format!("stage {name}"), metrics_of(plan, run, from.stage))
         }
         TeacherPlan::Ema { decay } => (format!("EMA of the student, decay {decay}"), Vec::new()),
         TeacherPlan::SelfOutputs => ("the student itself".to_owned(), Vec::new()),
         TeacherPlan::Cache(cache) => match &cache.at {
             CacheAt::Stage(stage) => {
-                (format!("cache of stage `{}`", plan.stages[*stage].name), Vec::new())
+                (format!("cache of stage {}", plan.stages[*stage].name), Vec::new())
             }
-            CacheAt::Dir(dir) => (format!("cache `{}`", dir.display()), Vec::new()),
+            CacheAt::Dir(dir) => (format!("cache {}", dir.display()), Vec::new()),
         },
     };
     hf::TeacherInfo { description, parameters: None, metrics }

@@ -290,7 +290,13 @@ pub(crate) fn student_of(plan: &Plan, run: &Path, from: &FromStage) -> RunResult
     }
     let best = read_progress(&newest.files)?.best.first().map(|b| b.step);
     match best {
-        None => Ok(newest.files),
+        None => {
+            let message = format!("stage `{}` has no best checkpoint", stage.name);
+            let help = "`eval: {best: {metric: …}}` keeps one from its first evaluation on; or take the last";
+            Err(RunError::new(
+                Diagnostic::error("LMB0710", message).at(from.span.clone()).help(help),
+            ))
+        }
         Some(step) if step == newest.manifest.step => Ok(newest.files),
         Some(step) => store.load(step).map(|c| c.files).map_err(|reason| {
             let message =
