@@ -6,6 +6,7 @@ mod abi;
 mod cli;
 mod conformance;
 mod encoders;
+mod ensemble;
 mod faults;
 mod invalid;
 mod layers;

@@ -67,11 +67,14 @@ fn generations_an_average_and_the_student_itself_teach() {
     let runs = support::temp_dir();
     let metrics = run("pipelines/born-again.yaml", runs.path());
     let of = |stage: &str, metric: &str| metrics[stage][metric];
-    for stage in ["gen1", "gen2", "mean-teacher", "own-teacher", "progressive"] {
+    let trained = ["gen1", "gen2", "gen3", "small", "mean-teacher", "own-teacher", "progressive"];
+    for stage in trained.into_iter().chain(["ensemble"]) {
         assert!(of(stage, "accuracy") > 0.85, "{metrics:?}");
     }
     assert!(of("gen2", "agreement") > 0.95, "{metrics:?}");
+    assert!(of("small", "agreement") > 0.95, "{metrics:?}");
     assert!(of("mean-teacher", "agreement") > 0.95, "{metrics:?}");
+    assert!(of("mean-teacher", "ema.accuracy") > 0.85, "{metrics:?}");
     assert_eq!(of("own-teacher", "agreement"), 1.0, "the student is its own teacher: {metrics:?}");
 }
 

@@ -239,6 +239,8 @@ pub enum WhichArg {
     Last,
     /// With the best metric.
     Best,
+    /// The EMA teacher that followed it.
+    Ema,
 }
 
 /// `eval`.
@@ -414,6 +416,7 @@ impl From<WhichArg> for limbeck_host::plan::Which {
         match which {
             WhichArg::Last => Self::Last,
             WhichArg::Best => Self::Best,
+            WhichArg::Ema => Self::Ema,
         }
     }
 }

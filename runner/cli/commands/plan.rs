@@ -57,7 +57,10 @@ fn describe(plan: &Plan, stage: &StagePlan) -> (String, String) {
             (tasks(train), train.student_from.as_ref().map_or("new".into(), |f| name(f.stage)))
         }
         Work::Capture(capture) => (capture.data.join(" "), "-".into()),
-        Work::Eval(eval) => (eval.data.join(" "), name(eval.model.stage)),
+        Work::Eval(eval) => {
+            let students: Vec<String> = eval.models.iter().map(|m| name(m.stage)).collect();
+            (eval.data.join(" "), students.join(" "))
+        }
         Work::Export(export) => ("-".into(), name(export.model.stage)),
     }
 }

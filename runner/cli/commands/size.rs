@@ -58,10 +58,13 @@ pub fn of_stage(inputs: &Inputs, index: usize) -> Option<Size> {
 fn memory(inputs: &Inputs, train: &TrainPlan, loaded: &LoadedStage) -> Option<Size> {
     let data = inputs.datasets.get(&train.tasks.first()?.train)?;
     let (held, extra) = ask(&loaded.student, &loaded.student_inputs, data, train.batch_size)?;
-    let teacher = match &loaded.teacher {
-        Some(teacher) => ask(teacher, &loaded.teacher_inputs, data, train.batch_size)?,
-        None => (0, 0),
-    };
+    let mut teachers = 0;
+    for teacher in &loaded.teachers {
+        if let Some(model) = teacher.instance() {
+            let (held, extra) = ask(model, &teacher.inputs, data, train.batch_size)?;
+            teachers += held + extra;
+        }
+    }
     let moments = match train.optimizer.kind {
         OptimizerKind::Adamw { .. } => 2,
         OptimizerKind::Sgd { momentum } => u64::from(momentum > 0.0),
@@ -74,7 +77,7 @@ fn memory(inputs: &Inputs, train: &TrainPlan, loaded: &LoadedStage) -> Option<Si
     Some(Size {
         steps: None,
         params: Some(params),
-        peak: Some(held + extra + teacher.0 + teacher.1 + optimizer + copies),
+        peak: Some(held + extra + teachers + optimizer + copies),
         disk: Some((held + moments_on_disk + copies) * kept + held),
     })
 }

@@ -172,7 +172,8 @@ fn wiring_fact(loaded: &Loaded) -> String {
         .iter()
         .map(|s| {
             let terms: usize = s.terms.iter().map(|t| bound(&t.inputs)).sum();
-            bound(&s.student_inputs) + bound(&s.teacher_inputs) + terms
+            let teachers: usize = s.teachers.iter().map(|t| bound(&t.inputs)).sum();
+            bound(&s.student_inputs) + teachers + terms
         })
         .sum();
     let terms: usize = stages.iter().map(|s| s.terms.len()).sum();

@@ -62,6 +62,11 @@ pub fn load(plan: &Plan, catalogue: &Catalogue, data: &Datasets) -> Result<Loade
         loaded.stages.push(trains);
         loaded.captures.push(captures);
     }
+    for stage in &plan.stages {
+        if let Work::Eval(eval) = &stage.work {
+            problems.append(&mut wiring::measured(plan, &loaded, stage, eval));
+        }
+    }
     if problems.is_empty() {
         crate::diagnostic::sort(&mut loaded.warnings);
         return Ok(loaded);

@@ -10,14 +10,23 @@ use crate::diagnostic::{Diagnostic, did_you_mean};
 use crate::document::{Bounds, Fields, Node, Sink, listed, wrong_type};
 use serde_json::{Value as Json, json};
 
-const KNOWN: [&str; 8] =
-    ["accuracy", "macro_f1", "f1", "nll", "agreement", "loss", "recall.CLASS", "precision.CLASS"];
+const KNOWN: [&str; 9] = [
+    "accuracy",
+    "macro_f1",
+    "f1",
+    "nll",
+    "agreement",
+    "loss",
+    "recall.CLASS",
+    "precision.CLASS",
+    "ema.METRIC",
+];
 /// Numbers of the task matrix.
 const MATRIX: [&str; 6] =
     ["average_accuracy", "anytime_accuracy", "learning_accuracy", "bwt", "forgetting", "fwt"];
 
 impl Metric {
-    /// Reads `accuracy`, `recall.3`.
+    /// Reads `accuracy`, `recall.3`, `ema.accuracy`.
     pub fn parse(name: &str) -> Option<Self> {
         let class = |text: &str| text.parse::<i64>().ok().filter(|c| *c >= 0);
         Some(match name {
@@ -30,6 +39,10 @@ impl Metric {
             _ => match name.split_once('.')? {
                 ("recall", c) => Self::Recall(class(c)?),
                 ("precision", c) => Self::Precision(class(c)?),
+                ("ema", of) => {
+                    let of = Self::parse(of).filter(|of| of.is_of_a_model())?;
+                    Self::Ema(Box::new(of))
+                }
                 _ => return None,
             },
         })
@@ -37,7 +50,15 @@ impl Metric {
 
     /// Whether a larger value is better.
     pub fn is_maximized(&self) -> bool {
-        !matches!(self, Self::Nll | Self::Loss)
+        match self {
+            Self::Ema(of) => of.is_maximized(),
+            other => !matches!(other, Self::Nll | Self::Loss),
+        }
+    }
+
+    /// Whether a model and labels are enough for it: neither teacher nor loss terms.
+    pub fn is_of_a_model(&self) -> bool {
+        !matches!(self, Self::Agreement | Self::Loss | Self::Ema(_))
     }
 
     fn needs_labels(&self) -> bool {
@@ -83,16 +104,24 @@ fn unknown_metric(sink: &Sink, name: &str, node: &Node, known: &[&str]) {
     });
 }
 
-/// Whether the rows can be measured so. `key` is where `metrics` stand.
+/// What a stage offers to metrics beside its student.
+#[derive(Clone, Copy, Default)]
+pub struct Taught {
+    /// A teacher, to agree with.
+    pub by_teacher: bool,
+    /// The teacher is a moving copy of the student.
+    pub by_copy: bool,
+}
+
+/// Whether the rows can be measured so.
 pub fn check_metrics(
     around: &Around,
     fields: &Fields,
-    key: &'static str,
     metrics: &[Metric],
     datasets: &[&str],
-    has_teacher: bool,
+    taught: Taught,
 ) {
-    let nodes = fields.field(key).map(|f| f.node.items()).unwrap_or_default();
+    let nodes = fields.field("metrics").map(|f| f.node.items()).unwrap_or_default();
     let span_of = |metric: &Metric| {
         let node = nodes.iter().find(|n| n.text().and_then(Metric::parse).as_ref() == Some(metric));
         node.map_or(&fields.span, |n| &n.span).clone()
@@ -110,14 +139,22 @@ pub fn check_metrics(
                 "name the column: `label: COLUMN`".into(),
             );
         }
-        if *metric == Metric::Agreement && !has_teacher {
+        if matches!(metric, Metric::Ema(_)) && !taught.by_copy {
+            report(
+                "LMB0206",
+                format!("`{name}` needs a teacher that follows the student"),
+                "give the stage `teacher: {ema: {decay: …}}`; an `eval` stage names the copy with `which: ema`".into(),
+            );
+        }
+        if *metric == Metric::Agreement && !taught.by_teacher {
             report(
                 "LMB0206",
                 "`agreement` needs a teacher".into(),
                 "remove it, or use `kind: distill`".into(),
             );
         }
-        if let Metric::Recall(class) | Metric::Precision(class) = metric {
+        let of = if let Metric::Ema(of) = metric { of } else { metric };
+        if let Metric::Recall(class) | Metric::Precision(class) = of {
             let kept = |c: &Vec<i64>| c.contains(class);
             if !sets.is_empty() && sets.iter().all(|s| s.classes.as_ref().is_some_and(|c| !kept(c)))
             {
@@ -131,13 +168,22 @@ pub fn check_metrics(
     }
 }
 
+/// What is measured of the student is measured of its moving copy too.
+fn with_copy(mut metrics: Vec<Metric>, taught: Taught) -> Vec<Metric> {
+    if taught.by_copy {
+        let of_model = metrics.iter().filter(|m| m.is_of_a_model()).cloned();
+        let copies: Vec<Metric> = of_model.map(|m| Metric::Ema(Box::new(m))).collect();
+        for copy in copies {
+            if !metrics.contains(&copy) {
+                metrics.push(copy);
+            }
+        }
+    }
+    metrics
+}
+
 /// `eval` of a training stage.
-pub fn settings(
-    around: &Around,
-    fields: &Fields,
-    valid: &[&str],
-    has_teacher: bool,
-) -> EvalSettings {
+pub fn settings(around: &Around, fields: &Fields, valid: &[&str], taught: Taught) -> EvalSettings {
     let labelled =
         valid.iter().all(|id| around.top.datasets.get(*id).is_none_or(|d| d.label.is_some()));
     let default = match (valid.is_empty(), labelled) {
@@ -145,14 +191,17 @@ pub fn settings(
         (false, true) => vec![Metric::Accuracy],
         (false, false) => vec![Metric::Loss],
     };
+    let names = |metrics: &[Metric]| metrics.iter().map(Metric::name).collect::<Vec<String>>();
     let Some(part) = fields.part("eval") else {
-        let names: Vec<String> = default.iter().map(Metric::name).collect();
-        fields.keep("eval", json!({"every": "end", "metrics": names}), None);
-        return EvalSettings { every: Every::End, metrics: default, best: None };
+        let metrics = with_copy(default, taught);
+        fields.keep("eval", json!({"every": "end", "metrics": names(&metrics)}), None);
+        return EvalSettings { every: Every::End, metrics, best: None };
     };
     let every = every(&part, "every", Every::End, false);
     let metrics = metrics(&part, default);
-    check_metrics(around, &part, "metrics", &metrics, valid, has_teacher);
+    check_metrics(around, &part, &metrics, valid, taught);
+    let metrics = with_copy(metrics, taught);
+    part.keep("metrics", json!(names(&metrics)), part.field("metrics"));
     let best = best(&part, &metrics);
     let written = fields.field("eval").is_some_and(|f| !f.inherited);
     if let (true, true, Some(field)) = (valid.is_empty(), written, fields.field("eval")) {

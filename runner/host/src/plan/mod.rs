@@ -14,6 +14,7 @@ pub mod schema;
 mod slots;
 mod stages;
 mod tasks;
+mod teacher;
 mod top;
 mod training;
 mod values;

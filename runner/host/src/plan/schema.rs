@@ -3,6 +3,7 @@
 //! Says which keys and types there are; references between stages and what plugins add stay with the plan. The key
 //! lists are those of the plan's readers: a test offers an unknown key at every place and compares both verdicts.
 
+use super::MAX_MEMBERS;
 use serde_json::{Value as Json, json};
 
 /// The format without plugins: `with` may hold anything.
@@ -28,11 +29,6 @@ pub fn core_schema() -> Json {
 pub fn schema_with<'a>(plugins: impl IntoIterator<Item = (&'a str, &'a str, &'a Json)>) -> Json {
     let mut schema = core_schema();
     for (id, kind, with) in plugins {
-        let Some(slot) =
-            schema.pointer_mut(&format!("/$defs/{kind}")).and_then(Json::as_object_mut)
-        else {
-            continue;
-        };
         let mut with = with.clone();
         if kind == "loss" {
             // `layers` belongs to the host.
@@ -48,8 +44,15 @@ pub fn schema_with<'a>(plugins: impl IntoIterator<Item = (&'a str, &'a str, &'a 
             "if": {"properties": {"uses": {"const": id}}, "required": ["uses"]},
             "then": {"properties": {"with": with}},
         });
-        if let Json::Array(rules) = slot.entry("allOf").or_insert_with(|| json!([])) {
-            rules.push(rule);
+        // A member of an ensemble and what is captured are teachers too.
+        let slots =
+            if kind == "teacher" { &["teacher", "member", "captured"][..] } else { &[kind] };
+        for slot in slots {
+            let slot = schema.pointer_mut(&format!("/$defs/{slot}")).and_then(Json::as_object_mut);
+            let Some(slot) = slot else { continue };
+            if let Json::Array(rules) = slot.entry("allOf").or_insert_with(|| json!([])) {
+                rules.push(rule.clone());
+            }
         }
     }
     schema
@@ -183,11 +186,29 @@ fn defs() -> Json {
         "id": {"type": "string", "pattern": "^[a-z0-9][a-z0-9.-]*$"},
         "number": {"oneOf": [{"type": "number"}, {"type": "string", "pattern": "^[-+0-9.eE]+ */ *[-+0-9.eE]+$"}]},
         "amount": {"type": "string", "pattern": "^([0-9].*|end)$", "examples": ["500 steps", "2 epochs", "10 min", "6%"]},
-        "metric": {"type": "string", "pattern": "^(accuracy|macro_f1|f1|nll|agreement|loss|(recall|precision)\\.[0-9]+)$"},
+        "metric": {"type": "string", "pattern": "^(agreement|loss|(ema\\.)?(accuracy|macro_f1|f1|nll|(recall|precision)\\.[0-9]+))$"},
         "column": {"oneOf": [{"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}]},
         "layers": {"type": "array", "minItems": 1, "items": range()},
         "inputs": {"type": "object", "additionalProperties": {"$ref": "#/$defs/text"}},
         "from": closed(from_properties(), &["from"]),
+        "measured": one_of(closed(json!({
+            "from": {"$ref": "#/$defs/text"},
+            "which": which(),
+            "ensemble": {"type": "array", "minItems": 1, "maxItems": MAX_MEMBERS, "items": closed(json!({
+                "name": {"$ref": "#/$defs/name"},
+                "from": {"$ref": "#/$defs/text"},
+                "which": which(),
+            }), &["from"])},
+        }), &[]), &["from", "ensemble"]),
+        "member": one_of(closed(json!({
+            "name": {"$ref": "#/$defs/name"},
+            "uses": {"$ref": "#/$defs/id"},
+            "with": {"type": "object"},
+            "from": {"$ref": "#/$defs/text"},
+            "which": which(),
+            "cache": cache(),
+            "inputs": {"$ref": "#/$defs/inputs"},
+        }), &[]), &["uses", "from", "cache"]),
         "tokenizer": closed(json!({
             "path": {"$ref": "#/$defs/text"},
             "max_length": {"type": "integer", "minimum": 1, "default": 512},
@@ -204,24 +225,25 @@ fn defs() -> Json {
             "uses": {"$ref": "#/$defs/id"},
             "with": {"type": "object"},
             "from": {"$ref": "#/$defs/text"},
-            "which": {"enum": ["last", "best"], "default": "last"},
+            "which": which(),
             "inputs": {"$ref": "#/$defs/inputs"},
         }), &[]), &["uses", "from"]),
         "teacher": one_of(closed(json!({
             "uses": {"$ref": "#/$defs/id"},
             "with": {"type": "object"},
             "from": {"$ref": "#/$defs/text"},
-            "which": {"enum": ["last", "best"], "default": "last"},
+            "which": which(),
             "ema": closed(json!({"decay": {"$ref": "#/$defs/number"}}), &["decay"]),
             "self": {"const": true},
-            "cache": {"oneOf": [{"$ref": "#/$defs/text"}, closed(json!({"from": {"$ref": "#/$defs/text"}}), &["from"])]},
+            "cache": cache(),
+            "ensemble": {"type": "array", "minItems": 1, "maxItems": MAX_MEMBERS, "items": {"$ref": "#/$defs/member"}},
             "inputs": {"$ref": "#/$defs/inputs"},
-        }), &[]), &["uses", "from", "ema", "self", "cache"]),
+        }), &[]), &["uses", "from", "ensemble", "ema", "self", "cache"]),
         "captured": one_of(closed(json!({
             "uses": {"$ref": "#/$defs/id"},
             "with": {"type": "object"},
             "from": {"$ref": "#/$defs/text"},
-            "which": {"enum": ["last", "best"], "default": "last"},
+            "which": which(),
             "inputs": {"$ref": "#/$defs/inputs"},
         }), &[]), &["uses", "from"]),
         "loss": closed(json!({
@@ -250,7 +272,17 @@ fn defs() -> Json {
 }
 
 fn from_properties() -> Json {
-    json!({"from": {"$ref": "#/$defs/text"}, "which": {"enum": ["last", "best"], "default": "last"}})
+    json!({"from": {"$ref": "#/$defs/text"}, "which": which()})
+}
+
+fn which() -> Json {
+    json!({"enum": ["last", "best", "ema"], "default": "last"})
+}
+
+/// A directory, or a stage that captures.
+fn cache() -> Json {
+    let stage = closed(json!({"from": {"$ref": "#/$defs/text"}}), &["from"]);
+    json!({"oneOf": [{"$ref": "#/$defs/text"}, stage]})
 }
 
 fn range() -> Json {
@@ -340,7 +372,7 @@ fn stage() -> Json {
         json!({
             "name": {"$ref": "#/$defs/lower_name"},
             "kind": {"const": "eval"},
-            "model": {"$ref": "#/$defs/from"},
+            "model": {"$ref": "#/$defs/measured"},
             "data": text_or_list(),
             "metrics": list(json!({"$ref": "#/$defs/metric"})),
             "gates": list(json!({"$ref": "#/$defs/gate"})),
@@ -395,116 +427,4 @@ fn stage() -> Json {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::document;
-    use std::path::Path;
-
-    fn pipeline(name: &str) -> Json {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines").join(name);
-        document::load(&path, &[]).expect("valid YAML").root.to_json(&mut |_| {})
-    }
-
-    fn validator() -> jsonschema::Validator {
-        jsonschema::validator_for(&core_schema()).expect("a valid schema")
-    }
-
-    /// Both verdicts on a document.
-    fn verdicts(validator: &jsonschema::Validator, document: &Json) -> (bool, bool) {
-        let text = serde_json::to_string(document).expect("JSON");
-        let planned =
-            document::parse(Path::new("p.yaml"), &text, &[]).and_then(|d| super::super::plan(&d));
-        (validator.is_valid(document), planned.is_ok())
-    }
-
-    #[test]
-    fn the_pipelines_of_the_repository_fit_the_schema() {
-        let validator = validator();
-        for name in ["digits.yaml", "continual-digits.yaml", "born-again.yaml"] {
-            let errors: Vec<String> = validator
-                .iter_errors(&pipeline(name))
-                .map(|e| format!("{}: {e}", e.instance_path()))
-                .collect();
-            assert!(errors.is_empty(), "{name}: {errors:#?}");
-        }
-    }
-
-    /// Pointers of all mappings, those under `with` and `x-` left out: there any key is welcome.
-    fn mappings(value: &Json, pointer: String, out: &mut Vec<String>) {
-        match value {
-            Json::Object(map) => {
-                for (key, inner) in map {
-                    if key != "with" && !key.starts_with("x-") {
-                        mappings(inner, format!("{pointer}/{key}"), out);
-                    }
-                }
-                out.push(pointer);
-            }
-            Json::Array(items) => {
-                for (index, inner) in items.iter().enumerate() {
-                    mappings(inner, format!("{pointer}/{index}"), out);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_everywhere_by_schema_and_plan() {
-        let validator = validator();
-        let mut places = 0;
-        for name in ["digits.yaml", "continual-digits.yaml", "born-again.yaml"] {
-            let document = pipeline(name);
-            let mut pointers = Vec::new();
-            mappings(&document, String::new(), &mut pointers);
-            for pointer in
-                pointers.iter().filter(|p| !p.ends_with("/datasets") && !p.ends_with("/tensors"))
-            {
-                let mut broken = document.clone();
-                let place =
-                    broken.pointer_mut(pointer).and_then(Json::as_object_mut).expect("a mapping");
-                place.insert("no_such_key".into(), json!(1));
-                assert_eq!(verdicts(&validator, &broken), (false, false), "{name} {pointer}");
-                places += 1;
-            }
-        }
-        assert!(places > 80, "only {places} places");
-    }
-
-    #[test]
-    fn a_resolved_pipeline_with_every_default_fits_the_schema() {
-        let validator = validator();
-        for name in ["digits.yaml", "continual-digits.yaml", "born-again.yaml"] {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../pipelines").join(name);
-            let plan =
-                document::load(&path, &[]).and_then(|d| super::super::plan(&d)).expect("valid");
-            let errors: Vec<String> = validator
-                .iter_errors(&plan.resolved)
-                .map(|e| format!("{}: {e}", e.instance_path()))
-                .collect();
-            assert!(errors.is_empty(), "{name}: {errors:#?}");
-        }
-    }
-
-    #[test]
-    fn settings_of_a_known_plugin_are_checked_and_of_another_not() {
-        let with = json!({
-            "type": "object",
-            "properties": {"temperature": {"type": "number"}},
-            "additionalProperties": false,
-        });
-        let schema = schema_with([("limbeck.kl", "loss", &with)]);
-        let validator = jsonschema::validator_for(&schema).expect("a valid schema");
-        let document = |with: Json| {
-            let mut document = pipeline("digits.yaml");
-            document["stages"][2]["loss"][0]["with"] = with;
-            document
-        };
-        assert!(validator.is_valid(&document(json!({"temperature": 8.0}))));
-        assert!(validator.is_valid(&document(json!({"temperature": 8.0, "layers": [[1, 2]]}))));
-        assert!(!validator.is_valid(&document(json!({"temprature": 8.0}))));
-        let mut other = document(json!({"temprature": 8.0}));
-        other["stages"][2]["loss"][0]["uses"] = json!("org.example.other");
-        assert!(validator.is_valid(&other));
-    }
-}
+mod tests;

@@ -1,15 +1,12 @@
-//! Plugins of a training stage: student, teacher, loss terms, schedulers.
+//! Plugins of a training stage: student, loss terms, schedulers.
 //!
 //! Settings under `with` belong to the plugins and pass through; the one exception is `layers` of a loss term.
 //! `{from: STAGE}` is replaced by that stage's plugin and settings.
 
 use super::stages::Around;
 use super::top::report_double;
-use super::values::{check_name, inputs, integers, later, map_entries, plugin_use, resolve_path};
-use super::{
-    Bound, CacheAt, CachePlan, FromStage, PluginUse, Reduction, RowsChoice, SchedulerPlan,
-    TeacherPlan, TermPlan, Work,
-};
+use super::values::{check_name, inputs, integers, later, map_entries, plugin_use};
+use super::{Bound, FromStage, PluginUse, Reduction, RowsChoice, SchedulerPlan, TermPlan};
 use crate::diagnostic::Diagnostic;
 use crate::document::{Bounds, Fields, Node, Value};
 use serde_json::{Map, Value as Json};
@@ -27,7 +24,8 @@ pub struct Student {
     pub inputs: BTreeMap<String, Bound>,
 }
 
-fn no_plugin() -> PluginUse {
+/// Stands in for a plugin that was reported.
+pub fn no_plugin() -> PluginUse {
     PluginUse {
         id: String::new(),
         id_span: None,
@@ -75,7 +73,7 @@ pub fn student(around: &Around, fields: &Fields) -> Student {
 }
 
 /// Exactly one of these keys must be there.
-fn one_of(part: &Fields, keys: &[&'static str]) {
+pub fn one_of(part: &Fields, keys: &[&'static str]) {
     let present: Vec<_> = keys.iter().filter_map(|k| part.field(k)).collect();
     let listed = crate::document::listed(keys);
     match present.as_slice() {
@@ -92,98 +90,6 @@ fn one_of(part: &Fields, keys: &[&'static str]) {
                 .help(format!("give exactly one of {listed}")),
         ),
     }
-}
-
-/// `teacher`: exactly one of `uses`, `from`, `ema`, `self`, `cache`.
-pub fn teacher(around: &Around, fields: &Fields) -> (Option<TeacherPlan>, BTreeMap<String, Bound>) {
-    let Some(part) = fields.part("teacher") else { return (None, BTreeMap::new()) };
-    one_of(&part, &["uses", "from", "ema", "self", "cache"]);
-    let plan = if let Some(frozen) = frozen_teacher(around, &part) {
-        frozen
-    } else if part.field("cache").is_some() {
-        cached_teacher(around, &part)
-    } else if let Some(ema) = part.part("ema") {
-        if ema.field("decay").is_none() {
-            ema.missing("decay", "for example `ema: {decay: 0.999}`");
-        }
-        let decay = ema.number("decay", Bounds::DECAY).unwrap_or(0.0);
-        part.keep_part("ema", ema.finish());
-        Some(TeacherPlan::Ema { decay })
-    } else {
-        self_teacher(&part)
-    };
-    let bound = inputs(&part);
-    fields.keep_part("teacher", part.finish());
-    (plan, bound)
-}
-
-/// `teacher` of a `capture` stage: exactly one of `uses`, `from`.
-pub fn captured_teacher(
-    around: &Around,
-    fields: &Fields,
-) -> (Option<TeacherPlan>, BTreeMap<String, Bound>) {
-    let Some(part) = fields.part("teacher") else {
-        fields
-            .missing("teacher", "for example `teacher: {from: STAGE}` or `{uses: limbeck.hf, …}`");
-        return (None, BTreeMap::new());
-    };
-    one_of(&part, &["uses", "from"]);
-    let plan = frozen_teacher(around, &part).flatten();
-    let bound = inputs(&part);
-    fields.keep_part("teacher", part.finish());
-    (plan, bound)
-}
-
-/// `uses` or `from`, if one of them is there.
-fn frozen_teacher(around: &Around, part: &Fields) -> Option<Option<TeacherPlan>> {
-    if part.field("uses").is_some() {
-        return Some(Some(TeacherPlan::Plugin(plugin_use(part, "limbeck.hf"))));
-    }
-    part.field("from")?;
-    Some(around.read_from(part).map(|from| TeacherPlan::Stage {
-        student: around.training(from.stage).map_or_else(no_plugin, |t| t.student.clone()),
-        from,
-    }))
-}
-
-/// `cache: DIR` or `cache: {from: STAGE}`.
-fn cached_teacher(around: &Around, part: &Fields) -> Option<TeacherPlan> {
-    let field = part.field("cache")?;
-    let span = Some(field.node.span.clone());
-    if !matches!(field.node.value, Value::Map(_)) {
-        let at = CacheAt::Dir(resolve_path(around.base, &part.text("cache")?));
-        return Some(TeacherPlan::Cache(CachePlan { at, span }));
-    }
-    let inner = part.part("cache")?;
-    let name = inner.need_text("from", "the name of a `capture` stage");
-    let found = inner.field("from").map(|f| f.node.span.clone());
-    part.keep_part("cache", inner.finish());
-    let found = found.filter(|_| !name.is_empty())?;
-    let stage = around.earlier(&name, &found)?;
-    if around.is_broken(stage) {
-        return None;
-    }
-    if !around.done.get(stage).is_some_and(|s| matches!(s.work, Work::Capture(_))) {
-        around.sink.report(
-            Diagnostic::error("LMB0207", format!("stage `{name}` captures no teacher"))
-                .at(found)
-                .help("name a stage of kind `capture`"),
-        );
-        return None;
-    }
-    Some(TeacherPlan::Cache(CachePlan { at: CacheAt::Stage(stage), span }))
-}
-
-fn self_teacher(part: &Fields) -> Option<TeacherPlan> {
-    let field = part.field("self")?;
-    if !part.flag_or("self", true) {
-        part.sink.report(
-            Diagnostic::error("LMB0105", "`self` must be true, found false")
-                .at(field.node.span.clone())
-                .help("leave `teacher` out to have none"),
-        );
-    }
-    Some(TeacherPlan::SelfOutputs)
 }
 
 /// `loss`.

@@ -4,7 +4,7 @@
 
 use super::defaults::{STAGE_KEYS, Taken, stage_fields};
 use super::evaluation;
-use super::slots;
+use super::teacher;
 use super::top::{Top, help_among, report_double};
 use super::training;
 use super::values::{check_name, out_of_range, refuse_later, resolve_path};
@@ -82,7 +82,8 @@ impl<'a> Around<'a> {
     /// `{from: STAGE, which}`, a stage that trains, with a best student if asked for.
     pub fn read_from(&self, part: &Fields) -> Option<FromStage> {
         let name = part.text("from");
-        let which = part.choice_or_first("which", ("last", Which::Last), &[("best", Which::Best)]);
+        let others = [("best", Which::Best), ("ema", Which::Ema)];
+        let which = part.choice_or_first("which", ("last", Which::Last), &others);
         let (name, field) = (name?, part.field("from")?);
         let span = &field.node.span;
         let stage = self.earlier(&name, span)?;
@@ -97,10 +98,23 @@ impl<'a> Around<'a> {
             );
             return None;
         };
-        if which == Which::Best {
-            self.check_best(&name, training, part);
+        match which {
+            Which::Last => {}
+            Which::Best => self.check_best(&name, training, part),
+            Which::Ema => self.check_copy(&name, training, part),
         }
         Some(FromStage { stage, which, span: Some(span.clone()) })
+    }
+
+    fn check_copy(&self, name: &str, training: &TrainPlan, part: &Fields) {
+        if !matches!(training.teacher, Some(TeacherPlan::Ema { .. })) {
+            let span = part.field("which").map_or(&part.span, |f| &f.node.span);
+            self.sink.report(
+                Diagnostic::error("LMB0207", format!("stage `{name}` has no EMA of its student"))
+                    .at(span.clone())
+                    .help("one with `teacher: {ema: {decay: …}}` has"),
+            );
+        }
     }
 
     fn check_best(&self, name: &str, training: &TrainPlan, part: &Fields) {
@@ -252,20 +266,37 @@ fn model(around: &Around, fields: &Fields) -> FromStage {
     model.unwrap_or_else(nowhere)
 }
 
+/// `model` of an `eval` stage: `{from, which}` or `{ensemble: [{from, which}, …]}`.
+fn models(around: &Around, fields: &Fields) -> Vec<FromStage> {
+    let ensemble = fields.part("model").filter(|part| part.field("ensemble").is_some());
+    let Some(part) = ensemble else { return vec![model(around, fields)] };
+    if let Some(field) = part.field("from") {
+        around.sink.report(
+            Diagnostic::error("LMB0113", "`model` names a stage and an ensemble")
+                .at(field.key_span.clone())
+                .help("give exactly one of `from`, `ensemble`"),
+        );
+    }
+    let students = teacher::students(around, &part);
+    fields.keep_part("model", part.finish());
+    if students.is_empty() { vec![nowhere()] } else { students }
+}
+
 fn read_eval(around: &Around, fields: &Fields) -> EvalPlan {
-    let model = model(around, fields);
+    let models = models(around, fields);
     let data = eval_data(around, fields);
-    let trained = around.training(model.stage);
+    let trained = models.first().and_then(|model| around.training(model.stage));
     let metrics = evaluation::metrics(fields, Vec::new());
     if fields.field("metrics").is_none() {
         fields.missing("metrics", "for example `metrics: [accuracy]`");
     }
     let datasets: Vec<&str> = data.iter().map(String::as_str).collect();
-    let has_teacher = trained.is_some_and(|t| t.teacher.is_some());
-    evaluation::check_metrics(around, fields, "metrics", &metrics, &datasets, has_teacher);
+    let by_teacher = models.len() == 1 && trained.is_some_and(|t| t.teacher.is_some());
+    let taught = evaluation::Taught { by_teacher, by_copy: false };
+    evaluation::check_metrics(around, fields, &metrics, &datasets, taught);
     let gates = evaluation::gates(fields, &metrics, false);
     let batch_size = batch_size(fields, trained.map_or(1, |t| t.batch_size));
-    EvalPlan { model, data, metrics, gates, batch_size }
+    EvalPlan { models, data, metrics, gates, batch_size }
 }
 
 /// `batch: {size}` of a stage that does not train.
@@ -280,7 +311,7 @@ fn batch_size(fields: &Fields, default: usize) -> usize {
 }
 
 fn read_capture(around: &Around, fields: &Fields) -> CapturePlan {
-    let (teacher, inputs) = slots::captured_teacher(around, fields);
+    let (teacher, inputs) = teacher::captured_teacher(around, fields);
     let data = eval_data(around, fields);
     let topk = topk(fields);
     let outputs = outputs(around.sink, fields, topk.is_some());

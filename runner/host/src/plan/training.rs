@@ -5,11 +5,12 @@
 use super::evaluation;
 use super::slots;
 use super::stages::Around;
+use super::teacher;
 use super::top::{Top, help_among, report_double};
 use super::values::{amount_of, every, later, out_of_range};
 use super::{
     CheckpointPlan, DeviceChoice, Every, Length, LrCurve, LrSchedulePlan, NonFiniteAction,
-    NonFinitePlan, OptimizerKind, OptimizerPlan, TaskPlan, TrainPlan, Warmup,
+    NonFinitePlan, OptimizerKind, OptimizerPlan, TaskPlan, TeacherPlan, TrainPlan, Warmup,
 };
 use crate::diagnostic::{Diagnostic, Span};
 use crate::document::amount::Amount;
@@ -24,7 +25,7 @@ pub fn read(around: &Around, fields: &Fields, distill: bool) -> TrainPlan {
     let student = slots::student(around, fields);
     check_teacher_key(fields, distill);
     let (teacher, teacher_inputs) =
-        if distill { slots::teacher(around, fields) } else { Default::default() };
+        if distill { teacher::teacher(around, fields) } else { Default::default() };
     let loss = slots::loss(fields);
     let schedulers = slots::schedulers(around, fields, &student);
     let is_list = fields.field("loss").is_none_or(|f| matches!(f.node.value, Value::List(_)));
@@ -38,8 +39,11 @@ pub fn read(around: &Around, fields: &Fields, distill: bool) -> TrainPlan {
     let dtype = dtype(around.top, fields);
     let valid: Vec<&str> = tasks.iter().filter_map(|t| t.valid.as_deref()).collect();
     // One that is wrong was told of.
-    let has_teacher = teacher.is_some() || fields.field("teacher").is_some();
-    let eval = evaluation::settings(around, fields, &valid, has_teacher);
+    let taught = evaluation::Taught {
+        by_teacher: teacher.is_some() || fields.field("teacher").is_some(),
+        by_copy: matches!(teacher, Some(TeacherPlan::Ema { .. })),
+    };
+    let eval = evaluation::settings(around, fields, &valid, taught);
     let checkpoint = checkpoint(fields);
     let on_nonfinite = on_nonfinite(fields);
     let stop_if = evaluation::stop_if(fields, &eval);
@@ -80,7 +84,7 @@ pub fn read_present(around: &Around, fields: &Fields) {
     if has("student") {
         slots::student(around, fields);
     }
-    slots::teacher(around, fields);
+    teacher::teacher(around, fields);
     slots::loss(fields);
     if has("batch") {
         batch(fields);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Keys that are refused as not there yet.
-const LATER: [&str; 5] = ["search", "teachers", "distributed", "rollout", "adversary"];
+const LATER: [&str; 4] = ["search", "distributed", "rollout", "adversary"];
 
 /// Reports something that this release does not do.
 pub fn later(sink: &Sink, what: &str, span: &Span) {

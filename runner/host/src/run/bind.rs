@@ -80,7 +80,8 @@ pub(crate) struct OwnedParam {
 /// Everything of a stage, resolved.
 pub(crate) struct Bindings {
     pub student_inputs: Vec<Input>,
-    pub teacher_inputs: Vec<Input>,
+    /// Of each teacher; a cache has none.
+    pub teacher_inputs: Vec<Vec<Input>>,
     /// Outputs of the student that somebody may want; `logits` is among them if the student has it.
     pub student_outputs: Vec<String>,
     /// Whether the first axis of each counts rows.
@@ -196,10 +197,11 @@ pub(crate) fn bind(loaded: &LoadedStage, param_names: &[String], own: bool) -> R
         teacher_is_student: own,
     };
     let student_inputs = resolver.inputs(&loaded.student, &loaded.student_inputs)?;
-    let teacher_inputs = match &loaded.teacher {
-        Some(teacher) => resolver.inputs(teacher, &loaded.teacher_inputs)?,
-        None => Vec::new(),
-    };
+    let mut teacher_inputs = Vec::new();
+    for teacher in &loaded.teachers {
+        let inputs = teacher.instance().map(|model| resolver.inputs(model, &teacher.inputs));
+        teacher_inputs.push(inputs.transpose()?.unwrap_or_default());
+    }
     let mut terms = Vec::new();
     for term in &loaded.terms {
         let inputs = resolver.inputs(&term.instance, &term.inputs)?;
@@ -262,6 +264,7 @@ pub(crate) fn bind(loaded: &LoadedStage, param_names: &[String], own: bool) -> R
         teacher_rows: teacher_outputs.iter().map(|n| has_row_axis(&of_teacher(n))).collect(),
         teacher_reads_student: teacher_inputs
             .iter()
+            .flatten()
             .any(|i| matches!(i.feed, Some(Feed::Student(_) | Feed::Param(_)))),
         student_inputs,
         teacher_inputs,

@@ -5,9 +5,10 @@
 use super::RunError;
 use super::arith::{to_f64, to_i64};
 use super::classes::within;
+use super::ensemble::mean_of_softmax;
 use super::error::{RunResult, contract, plugin_error};
 use super::forward::{Mode, Wanted};
-use super::live::{Keys, Live, STUDENT};
+use super::live::{Keys, Live, STUDENT, TeacherKind};
 use super::pass::{Pass, PassOut, Sources};
 use super::random::Purpose;
 use super::rows::contiguous;
@@ -87,22 +88,33 @@ impl Judged {
         Self { all: Scores::default(), within }
     }
 
-    /// Metrics under their plain names, then under the other mask's.
-    fn values(&self, judge: &Judge, metrics: &[Metric], loss: f64) -> Values {
-        let value = |scores: &Scores, m: &Metric| match m {
+    /// Metrics under their plain names, then under the other mask's. `copy`: the counts of the EMA teacher.
+    fn values(&self, judge: &Judge, metrics: &[Metric], loss: f64, copy: &Self) -> Values {
+        let (plain, other) = self.masked(judge);
+        let (copy_plain, copy_other) = copy.masked(judge);
+        let value = |own: &Scores, copy: &Scores, m: &Metric| match m {
             Metric::Loss => loss,
-            other => scores.value(other),
+            Metric::Ema(of) => copy.value(of),
+            of => own.value(of),
         };
-        let Some((inside, _)) = &self.within else {
-            return metrics.iter().map(|m| (m.name(), value(&self.all, m))).collect();
-        };
-        let (plain, other) =
-            if judge.task_is_known { (inside, &self.all) } else { (&self.all, inside) };
-        let prefix = judge.masks().1;
-        let mut values: Values = metrics.iter().map(|m| (m.name(), value(plain, m))).collect();
-        let masked = metrics.iter().filter(|m| **m != Metric::Loss);
-        values.extend(masked.map(|m| (format!("{prefix}.{}", m.name()), value(other, m))));
+        let mut values: Values =
+            metrics.iter().map(|m| (m.name(), value(plain, copy_plain, m))).collect();
+        if let (Some(other), Some(copy)) = (other, copy_other) {
+            let prefix = judge.masks().1;
+            let masked = metrics.iter().filter(|m| **m != Metric::Loss);
+            values
+                .extend(masked.map(|m| (format!("{prefix}.{}", m.name()), value(other, copy, m))));
+        }
         values
+    }
+
+    /// Counts under the plain names' mask, and under the other one if there is one.
+    fn masked(&self, judge: &Judge) -> (&Scores, Option<&Scores>) {
+        match &self.within {
+            None => (&self.all, None),
+            Some((inside, _)) if judge.task_is_known => (inside, Some(&self.all)),
+            Some((inside, _)) => (&self.all, Some(inside)),
+        }
     }
 }
 
@@ -120,7 +132,8 @@ impl Live<'_> {
         let teacher = self.bound.teacher_outputs.iter().position(|o| o == "logits");
         let with_loss = metrics.contains(&Metric::Loss);
         let judge = self.judge.clone();
-        let (mut scores, mut losses) = (Judged::new(&judge), Losses::default());
+        let (mut scores, mut copy) = (Judged::new(&judge), Judged::new(&judge));
+        let mut losses = Losses::default();
         let rows: Vec<usize> = (0..dataset.rows()).collect();
         for (n, places) in rows.chunks(self.train.batch_size.max(1)).enumerate() {
             let pass = Pass::fresh(dataset.gather(places));
@@ -128,15 +141,18 @@ impl Live<'_> {
             let decide = self.show_batch(&pass, &out)?;
             let Some(own) = out.student.get(logits).and_then(Option::as_ref) else { continue };
             let taught = match self.teacher {
-                super::live::TeacherKind::Own => Some(own),
+                TeacherKind::Own => Some(own),
                 _ => teacher.and_then(|t| out.teacher.get(t)).and_then(Option::as_ref),
             };
             score(&mut scores, dataset, &pass.batch, own, decide.as_ref(), taught)?;
+            if let (TeacherKind::Ema(_), Some(taught)) = (self.teacher, taught) {
+                score(&mut copy, dataset, &pass.batch, taught, None, None)?;
+            }
             if with_loss {
                 self.add_losses(&pass, &out, &mut losses)?;
             }
         }
-        let values = scores.values(&judge, metrics, losses.value());
+        let values = scores.values(&judge, metrics, losses.value(), &copy);
         let shown = Shown { metrics: values.clone(), ..Shown::kind(abi::EVENT_EVAL_END) };
         self.dispatch_all(&shown)?;
         Ok(values)
@@ -150,7 +166,7 @@ impl Live<'_> {
             wanted.student.push(logits);
         }
         if self.bound.teacher_reads_student {
-            let read = self.bound.teacher_inputs.iter().filter_map(|i| match i.feed {
+            let read = self.bound.teacher_inputs.iter().flatten().filter_map(|i| match i.feed {
                 Some(super::bind::Feed::Student(place)) => Some(place),
                 _ => None,
             });
@@ -158,7 +174,8 @@ impl Live<'_> {
             wanted.student.sort_unstable();
             wanted.student.dedup();
         }
-        if metrics.contains(&Metric::Agreement)
+        let teacher_is_measured = |m: &Metric| matches!(m, Metric::Agreement | Metric::Ema(_));
+        if metrics.iter().any(teacher_is_measured)
             && let Some(place) = self.bound.teacher_outputs.iter().position(|o| o == "logits")
             && !wanted.teacher.contains(&place)
         {
@@ -212,50 +229,64 @@ impl Losses {
     }
 }
 
-/// Metrics of an active student outside its stage (`eval` stages, `limbeck eval`). Metrics that need a teacher or
-/// loss terms are undefined here.
-///
-/// # Errors
-/// What the plugin says; rows that do not fit the student.
-pub(crate) fn evaluate_alone(
-    student: &mut Instance,
-    sources: &[Option<Source>],
-    dataset: &Dataset,
-    metrics: &[Metric],
-    batch_size: usize,
-    keys: Keys,
-    judge: &Judge,
-) -> RunResult<Values> {
-    let ports: Vec<(String, bool)> =
-        student.inputs().map(|p| (p.name.clone(), p.is_optional())).collect();
-    let mut scores = Judged::new(judge);
-    let rows: Vec<usize> = (0..dataset.rows()).collect();
-    let wanted = ["logits".to_owned()];
-    for (n, places) in rows.chunks(batch_size.max(1)).enumerate() {
-        let batch = dataset.gather(places);
+/// An active student outside its stage, with the sources of its inputs.
+pub(crate) struct Alone<'a> {
+    pub student: &'a mut Instance,
+    pub sources: &'a [Option<Source>],
+    pub keys: Keys,
+}
+
+impl Alone<'_> {
+    /// Its logits on a batch; `n` tells calls apart.
+    fn logits(&mut self, dataset: &Dataset, batch: &Batch, n: u64) -> RunResult<Option<Tensor>> {
         let mut inputs = Vec::new();
-        for ((port, optional), source) in ports.iter().zip(sources) {
+        for (port, source) in self.student.inputs().zip(self.sources) {
             let tensor = match source {
                 Some(Source::Batch(column)) => batch.columns.get(column).cloned(),
                 _ => None,
             };
-            if tensor.is_none() && !optional {
-                return Err(malformed(
-                    dataset,
-                    format!("no column for the student's port `{port}`"),
-                ));
+            if tensor.is_none() && !port.is_optional() {
+                let message = format!("no column for the student's port `{}`", port.name);
+                return Err(malformed(dataset, message));
             }
             inputs.push(tensor);
         }
-        let ctx = keys.ctx(Purpose::Forward, STUDENT, 0, n as u64);
-        let out = student
-            .forward(ctx, ForwardFlags::default(), &inputs, &wanted)
+        let ctx = self.keys.ctx(Purpose::Forward, STUDENT, 0, n);
+        let out = self
+            .student
+            .forward(ctx, ForwardFlags::default(), &inputs, &["logits".to_owned()])
             .map_err(|e| plugin_error(&e))?;
-        if let Some(logits) = out.outputs.first() {
-            score(&mut scores, dataset, &batch, logits, None, None)?;
-        }
+        Ok(out.outputs.into_iter().next())
     }
-    Ok(scores.values(judge, metrics, f64::NAN))
+}
+
+/// Metrics of active students outside their stages (`eval` stages, `limbeck eval`): of one, or of several as an
+/// ensemble. Metrics that need a teacher or loss terms are undefined here.
+///
+/// # Errors
+/// What a plugin says; rows that do not fit a student; students of different classes.
+pub(crate) fn evaluate_alone(
+    students: &mut [&mut Alone<'_>],
+    dataset: &Dataset,
+    metrics: &[Metric],
+    batch_size: usize,
+    judge: &Judge,
+) -> RunResult<Values> {
+    let mut scores = Judged::new(judge);
+    let rows: Vec<usize> = (0..dataset.rows()).collect();
+    for (n, places) in rows.chunks(batch_size.max(1)).enumerate() {
+        let batch = dataset.gather(places);
+        let mut logits = Vec::new();
+        for student in students.iter_mut() {
+            logits.extend(student.logits(dataset, &batch, n as u64)?);
+        }
+        let decided = match logits.as_slice() {
+            [one] => one.clone(),
+            several => mean_of_softmax(several).map_err(|e| malformed(dataset, e))?,
+        };
+        score(&mut scores, dataset, &batch, &decided, None, None)?;
+    }
+    Ok(scores.values(judge, metrics, f64::NAN, &Judged::new(judge)))
 }
 
 /// Rows of an evaluation by scheduler ports, shared with the step.

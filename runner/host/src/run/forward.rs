@@ -5,7 +5,7 @@
 use super::RunError;
 use super::bind::Input;
 use super::error::{RunResult, bug, contract, plugin_error};
-use super::live::{Live, SNAPSHOT, STUDENT, TEACHER, TeacherKind};
+use super::live::{Live, SNAPSHOT, STUDENT};
 use super::pass::{Pass, PassOut, Sources, slice_rows};
 use super::random::Purpose;
 use super::rows::concat;
@@ -52,7 +52,7 @@ pub(crate) struct Wanted {
 }
 
 /// Outputs of a cached teacher for rows `[from, to)` of a pass.
-fn read_teacher<'n>(
+pub(crate) fn read_teacher<'n>(
     teacher: &CachedTeacher,
     pass: &Pass,
     outputs: impl Iterator<Item = &'n str>,
@@ -90,7 +90,11 @@ impl Live<'_> {
         }
     }
 
-    fn inputs(
+    /// Tensors of a consumer's ports for rows `[from, to)`.
+    ///
+    /// # Errors
+    /// Rows that lack a column.
+    pub fn inputs(
         &self,
         of: &[Input],
         pass: &Pass,
@@ -155,9 +159,7 @@ impl Live<'_> {
         out: &mut PassOut,
     ) -> RunResult<()> {
         out.teacher = vec![None; self.bound.teacher_outputs.len()];
-        let asked =
-            matches!(self.teacher, TeacherKind::Frozen | TeacherKind::Ema(_) | TeacherKind::Cached);
-        if wanted.is_empty() || !asked {
+        if wanted.is_empty() || self.loaded.teachers.is_empty() {
             return Ok(());
         }
         let covered = |from: usize, to: usize| {
@@ -208,29 +210,6 @@ impl Live<'_> {
             };
         }
         Ok(())
-    }
-
-    fn ask_teacher(
-        &mut self,
-        pass: &Pass,
-        wanted: &[usize],
-        range: (usize, usize),
-        micro: u64,
-        out: &PassOut,
-    ) -> RunResult<Vec<Tensor>> {
-        if let Some(cache) = &self.loaded.cache {
-            let outputs = wanted.iter().map(|i| self.bound.teacher_outputs[*i].as_str());
-            return read_teacher(cache, pass, outputs, range);
-        }
-        let inputs = self.inputs(&self.bound.teacher_inputs, pass, out, range)?;
-        let names: Vec<String> =
-            wanted.iter().map(|i| self.bound.teacher_outputs[*i].clone()).collect();
-        let ctx = self.keys.ctx(Purpose::Forward, TEACHER, self.now.step, micro);
-        let Some(teacher) = &mut self.loaded.teacher else { return Ok(Vec::new()) };
-        let given = teacher
-            .forward(ctx, ForwardFlags::default(), &inputs, &names)
-            .map_err(|e| plugin_error(&e))?;
-        Ok(given.outputs)
     }
 
     /// Outputs of the snapshots that were taken and that somebody binds.

@@ -15,7 +15,7 @@ use super::rows::RowSet;
 use super::schedule::{Knobs, Now};
 use crate::data::Datasets;
 use crate::load::instance::{CallCtx, LossParam, Param};
-use crate::load::wiring::LoadedStage;
+use crate::load::wiring::{LoadedStage, LoadedTeacher};
 use crate::plan::{TeacherPlan, TrainPlan};
 use crate::tensor::{DType, Tensor, TensorSpec};
 use std::path::Path;
@@ -46,14 +46,12 @@ impl Keys {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum TeacherKind {
     None,
-    /// An instance that stays as it is.
+    /// Models and caches that stay as they are.
     Frozen,
     /// A copy that follows the student.
     Ema(f64),
     /// The student itself, detached.
     Own,
-    /// Outputs that are read.
-    Cached,
 }
 
 /// A frozen student of a scheduler.
@@ -70,8 +68,8 @@ pub(crate) struct Live<'a> {
     pub bound: Bindings,
     pub params: Vec<Param>,
     pub teacher: TeacherKind,
-    /// The teacher's, where it is a copy of a student.
-    pub teacher_params: Vec<Param>,
+    /// Each teacher's, where it is a copy of a student.
+    pub teacher_params: Vec<Vec<Param>>,
     pub snapshots: Vec<SnapshotState>,
     /// The student as built, if a scheduler may ask for it.
     pub initial: Option<Vec<Tensor>>,
@@ -108,10 +106,9 @@ impl<'a> Live<'a> {
     ) -> RunResult<Self> {
         let teacher = match &train.teacher {
             None => TeacherKind::None,
-            Some(TeacherPlan::Plugin(_) | TeacherPlan::Stage { .. }) => TeacherKind::Frozen,
             Some(TeacherPlan::Ema { decay }) => TeacherKind::Ema(*decay),
             Some(TeacherPlan::SelfOutputs) => TeacherKind::Own,
-            Some(TeacherPlan::Cache(_)) => TeacherKind::Cached,
+            Some(_) => TeacherKind::Frozen,
         };
         let result = Self::activate_instances(loaded, keys, work);
         if let Err(error) = result {
@@ -158,8 +155,11 @@ impl<'a> Live<'a> {
         let ctx = |slot| keys.ctx(Purpose::Activate, slot, 0, 0);
         let failed = |e| plugin_error(&e);
         loaded.student.activate(ctx(STUDENT), &dir("student")?).map_err(failed)?;
-        if let Some(teacher) = &mut loaded.teacher {
-            teacher.activate(ctx(TEACHER), &dir("teacher")?).map_err(failed)?;
+        for (i, teacher) in loaded.teachers.iter_mut().enumerate() {
+            if let Some(teacher) = teacher.instance_mut() {
+                let dir = dir(&format!("teacher-{i}"))?;
+                teacher.activate(ctx(TEACHER + i as u64), &dir).map_err(failed)?;
+            }
         }
         for (i, snapshot) in loaded.snapshots.iter_mut().enumerate() {
             let dir = dir(&format!("snapshot-{i}"))?;
@@ -204,11 +204,10 @@ impl<'a> Live<'a> {
                 }
             }
         }
-        let copies = matches!(self.teacher, TeacherKind::Frozen | TeacherKind::Ema(_));
-        if let (Some(teacher), true) = (&mut self.loaded.teacher, copies)
-            && teacher.offers(limbeck_abi::STUDENT_ID)
-        {
-            self.teacher_params = teacher.params().map_err(|e| plugin_error(&e))?;
+        for teacher in &mut self.loaded.teachers {
+            let copy = teacher.instance_mut().filter(|t| t.offers(limbeck_abi::STUDENT_ID));
+            let params = copy.map_or(Ok(Vec::new()), |t| t.params());
+            self.teacher_params.push(params.map_err(|e| plugin_error(&e))?);
         }
         for snapshot in &mut self.loaded.snapshots {
             let params = snapshot.instance.params().map_err(|e| plugin_error(&e))?;
@@ -309,7 +308,8 @@ pub(crate) fn deactivate(loaded: &mut LoadedStage) {
     let losses = loaded.terms.iter_mut().map(|t| &mut t.instance);
     let schedulers = loaded.schedulers.iter_mut().map(|s| &mut s.instance);
     let snapshots = loaded.snapshots.iter_mut().map(|s| &mut s.instance);
-    let models = std::iter::once(&mut loaded.student).chain(loaded.teacher.iter_mut());
+    let teachers = loaded.teachers.iter_mut().filter_map(LoadedTeacher::instance_mut);
+    let models = std::iter::once(&mut loaded.student).chain(teachers);
     let all: Vec<_> = models.chain(snapshots).chain(losses).chain(schedulers).collect();
     for instance in all.into_iter().rev() {
         if instance.is_active() {

@@ -8,6 +8,7 @@ mod capture;
 mod capture_tests;
 pub mod checkpoint;
 mod classes;
+mod ensemble;
 mod error;
 mod evaluate;
 pub mod event;

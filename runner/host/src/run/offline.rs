@@ -5,7 +5,7 @@
 use super::RunError;
 use super::checkpoint::Files;
 use super::error::{RunResult, bug, plugin_error};
-use super::evaluate::{Judge, Values, evaluate_alone};
+use super::evaluate::{Alone, Judge, Values, evaluate_alone};
 use super::live::{Keys, Live, STUDENT, copy_of};
 use super::metrics::LineOf;
 use super::models::overwrite;
@@ -14,15 +14,15 @@ use super::rundir::{StageRecord, Status, read_stage, stage_dir, stage_hash};
 use super::session::Session;
 use super::stage::{dataset, finite, write_json};
 use super::state::{misfit, tensors};
-use super::training::{read_progress, student_of};
+use super::training::{fill_teachers, open_caches, read_progress, student_of, teachers_for};
 use crate::data::{Datasets, TOKEN_COLUMNS};
 use crate::diagnostic::Diagnostic;
 use crate::load::Instance;
 use crate::load::Loaded;
 use crate::load::wiring::{LoadedStage, Source};
 use crate::plan::{
-    CacheAt, EvalPlan, ExportPlan, FromStage, Metric, Plan, PluginUse, Scenario, StagePlan,
-    TeacherPlan, TrainPlan, Which,
+    CacheAt, EvalPlan, ExportPlan, FromStage, MemberPlan, Metric, Plan, PluginUse, Scenario,
+    StagePlan, TeacherPlan, TrainPlan, Which,
 };
 use crate::report::hf;
 use crate::run::event::Event;
@@ -55,26 +55,38 @@ pub(crate) fn activated<T>(
     f: impl FnOnce(&mut Instance) -> RunResult<T>,
 ) -> RunResult<T> {
     let work = std::env::temp_dir().join(format!("limbeck-{}-model", std::process::id()));
-    std::fs::create_dir_all(&work).map_err(|e| super::error::io_error("create", &work, &e))?;
-    let ctx = keys.ctx(Purpose::Activate, slot, 0, 0);
-    model.activate(ctx, &work).map_err(|e| plugin_error(&e))?;
-    let result = (|| {
-        if let Some(files) = files {
-            let params = model.params().map_err(|e| plugin_error(&e))?;
-            let values = tensors(files, "model.safetensors")?;
-            overwrite(&params, &values, "").map_err(|e| misfit("model.safetensors", e))?;
-            let ctx = keys.ctx(Purpose::State, slot, 0, 0);
-            model.params_changed(ctx).map_err(|e| plugin_error(&e))?;
-            if let Some(bytes) = files.get("plugins/student.bin") {
-                model.state_load(ctx, bytes).map_err(|e| plugin_error(&e))?;
-            }
-        }
-        f(model)
-    })();
-    model.deactivate();
+    let result = awake(model, files, keys, slot, &work).and_then(|()| f(model));
+    sleep(model);
     // Best effort: it is a temporary directory.
     let _ = std::fs::remove_dir_all(&work);
     result
+}
+
+/// Activates a model, as the student of a checkpoint if there are files of one.
+fn awake(
+    model: &mut Instance,
+    files: Option<&Files>,
+    keys: Keys,
+    slot: u64,
+    work: &Path,
+) -> RunResult<()> {
+    std::fs::create_dir_all(work).map_err(|e| super::error::io_error("create", work, &e))?;
+    let ctx = keys.ctx(Purpose::Activate, slot, 0, 0);
+    model.activate(ctx, work).map_err(|e| plugin_error(&e))?;
+    let Some(files) = files else { return Ok(()) };
+    let params = model.params().map_err(|e| plugin_error(&e))?;
+    let values = tensors(files, "model.safetensors")?;
+    overwrite(&params, &values, "").map_err(|e| misfit("model.safetensors", e))?;
+    let ctx = keys.ctx(Purpose::State, slot, 0, 0);
+    model.params_changed(ctx).map_err(|e| plugin_error(&e))?;
+    let state = files.get("plugins/student.bin");
+    state.map_or(Ok(()), |bytes| model.state_load(ctx, bytes)).map_err(|e| plugin_error(&e))
+}
+
+fn sleep(model: &mut Instance) {
+    if model.is_active() {
+        model.deactivate();
+    }
 }
 
 /// What is to be measured.
@@ -95,37 +107,68 @@ fn judge(plan: &Plan, train: &TrainPlan, datasets: &Datasets, id: &str) -> RunRe
     Ok(Judge { classes, task_is_known: scenario == Scenario::Task })
 }
 
-/// Metrics of a stage's student by dataset, as the run itself would give them: a scheduler that decides the class
-/// decides here too.
+/// Metrics by dataset of a stage's student, or of several as an ensemble, as the run itself would give them: a scheduler
+/// that decides the class of the one student decides here too, and its teacher is there to agree with.
 fn measure(
     plan: &Plan,
     loaded: &mut Loaded,
     run: &Path,
-    from: &FromStage,
+    models: &[FromStage],
     rows: &Rows<'_>,
     metrics: &[Metric],
 ) -> RunResult<Vec<(String, Values)>> {
-    let train = training(plan, from.stage)?;
-    let stage = loaded.stages.get(from.stage).and_then(Option::as_ref);
-    let scores = |s: &crate::load::wiring::LoadedScheduler| {
-        s.schedule.events & limbeck_abi::EVENT_EVAL_BATCH != 0
-    };
-    if stage.is_some_and(|stage| stage.schedulers.iter().any(scores)) {
-        return measure_with_schedulers(plan, loaded, run, from, rows, metrics);
+    if let [from] = models {
+        let stage = loaded.stages.get(from.stage).and_then(Option::as_ref);
+        let scores = |s: &crate::load::wiring::LoadedScheduler| {
+            s.schedule.events & limbeck_abi::EVENT_EVAL_BATCH != 0
+        };
+        let is_scored = stage.is_some_and(|stage| stage.schedulers.iter().any(scores));
+        if is_scored || !metrics.iter().all(Metric::is_of_a_model) {
+            return measure_in_stage(plan, loaded, run, from, rows, metrics);
+        }
     }
-    with_student(plan, loaded, run, from, |student, inputs, keys| {
+    let first = models.first().ok_or_else(|| bug("nothing to measure"))?;
+    let train = training(plan, first.stage)?;
+    let files: Vec<(usize, Files)> = models
+        .iter()
+        .map(|from| Ok((from.stage, student_of(plan, run, from)?)))
+        .collect::<RunResult<_>>()?;
+    let work = std::env::temp_dir().join(format!("limbeck-{}-models", std::process::id()));
+    let mut students: Vec<(Alone<'_>, &Files)> = Vec::new();
+    for (index, stage) in loaded.stages.iter_mut().enumerate() {
+        let own = files.iter().find(|(of, _)| *of == index);
+        if let (Some((_, files)), Some(stage)) = (own, stage) {
+            let keys = Keys { seed: plan.seed, stage: index as u64 };
+            let LoadedStage { student, student_inputs: sources, .. } = stage;
+            students.push((Alone { student, sources, keys }, files));
+        }
+    }
+    if students.len() != models.len() {
+        return Err(bug("a stage of an ensemble was not loaded"));
+    }
+    let result = (|| {
+        for (i, (alone, files)) in students.iter_mut().enumerate() {
+            let work = work.join(i.to_string());
+            awake(alone.student, Some(files), alone.keys, STUDENT, &work)?;
+        }
         let one = |id: &String| {
             let data = dataset(rows.datasets, id)?;
             let judge = judge(plan, train, rows.datasets, id)?;
+            let mut students: Vec<_> = students.iter_mut().map(|(alone, _)| alone).collect();
             let size = rows.batch_size;
-            let values = evaluate_alone(student, inputs, &data, metrics, size, keys, &judge)?;
+            let values = evaluate_alone(&mut students, &data, metrics, size, &judge)?;
             Ok((id.clone(), values))
         };
         rows.ids.iter().map(one).collect()
-    })
+    })();
+    students.iter_mut().for_each(|(alone, _)| sleep(alone.student));
+    // Best effort: it is a temporary directory.
+    let _ = std::fs::remove_dir_all(&work);
+    result
 }
 
-fn measure_with_schedulers(
+/// Metrics of a stage's student with teacher, terms and schedulers around it.
+fn measure_in_stage(
     plan: &Plan,
     loaded: &mut Loaded,
     run: &Path,
@@ -139,10 +182,13 @@ fn measure_with_schedulers(
     let Some(Some(stage)) = loaded.stages.get_mut(from.stage) else {
         return Err(bug(format!("stage `{}` was not loaded", plan.stages[from.stage].name)));
     };
+    open_caches(plan, run, stage)?;
+    let teachers = teachers_for(plan, run, train)?;
     let keys = Keys { seed: plan.seed, stage: from.stage as u64 };
     let work = std::env::temp_dir().join(format!("limbeck-{}-stage", std::process::id()));
     let mut live = Live::activate(stage, train, rows.datasets, keys, &work)?;
     let result = (|| {
+        fill_teachers(&mut live, &teachers)?;
         live.restore_files(&files, &progress)?;
         let one = |id: &String| {
             live.judge = judge(plan, train, rows.datasets, id)?;
@@ -174,7 +220,7 @@ impl Session<'_, '_> {
         let dir = stage_dir(self.dir, stage);
         let rows = Rows { datasets: self.datasets, ids: &eval.data, batch_size: eval.batch_size };
         let all =
-            measure(self.plan, &mut self.loaded, self.dir, &eval.model, &rows, &eval.metrics)?;
+            measure(self.plan, &mut self.loaded, self.dir, &eval.models, &rows, &eval.metrics)?;
         let mut metrics = Vec::new();
         for (id, values) in all {
             let of = LineOf { stage: &stage.name, task: "", step: 0, eval: Some(&id) };
@@ -323,6 +369,11 @@ fn teacher_info(plan: &Plan, run: &Path, teacher: &TeacherPlan) -> hf::TeacherIn
         }
         TeacherPlan::Ema { decay } => (format!("EMA of the student, decay {decay}"), Vec::new()),
         TeacherPlan::SelfOutputs => ("the student itself".to_owned(), Vec::new()),
+        TeacherPlan::Ensemble { members, .. } => {
+            let of = |m: &MemberPlan| teacher_info(plan, run, &m.teacher).description;
+            let members: Vec<String> = members.iter().map(of).collect();
+            (format!("ensemble of {}", members.join(", ")), Vec::new())
+        }
         TeacherPlan::Cache(cache) => match &cache.at {
             CacheAt::Stage(stage) => {
                 (format!("cache of stage {}", plan.stages[*stage].name), Vec::new())
@@ -352,14 +403,17 @@ pub(crate) fn evaluate(
         None => train.tasks.iter().filter_map(|t| t.valid.clone()).collect(),
     };
     ids.dedup();
-    // What needs a teacher or loss terms is not measured outside the stage.
-    let alone = |m: &&Metric| !matches!(m, Metric::Agreement | Metric::Loss);
-    let mut metrics: Vec<Metric> = train.eval.metrics.iter().filter(alone).cloned().collect();
+    // A cache may lack the rows of another dataset, and `which: ema` measures the copy under the plain names.
+    let stage = loaded.stages.get(from.stage).and_then(Option::as_ref);
+    let cached = stage.is_some_and(|s| s.teachers.iter().any(|t| t.cache().is_some()));
+    let alone = from.which == Which::Ema || (cached && data.is_some());
+    let measured = |m: &&Metric| !alone || m.is_of_a_model();
+    let mut metrics: Vec<Metric> = train.eval.metrics.iter().filter(measured).cloned().collect();
     if metrics.is_empty() {
         metrics.push(Metric::Accuracy);
     }
     let rows = Rows { datasets, ids: &ids, batch_size: train.batch_size };
-    measure(plan, &mut loaded, run, from, &rows, &metrics)
+    measure(plan, &mut loaded, run, std::slice::from_ref(from), &rows, &metrics)
 }
 
 /// See [`super::export`].

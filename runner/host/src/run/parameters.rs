@@ -9,7 +9,7 @@ use super::random::Purpose;
 use crate::diagnostic::{Diagnostic, Diagnostics, did_you_mean};
 use crate::load::instance::{Param, Port};
 use crate::load::wiring::{LoadedStage, Source};
-use crate::load::{Loaded, codes};
+use crate::load::{Instance, Loaded, codes};
 use crate::plan::{Bound, Plan, StagePlan, TrainPlan};
 use std::path::Path;
 
@@ -131,10 +131,12 @@ fn readers<'a>(
             add(within(&format!("term `{}`", term.name)), Some(port), source, bound, span);
         }
     }
-    if let Some(teacher) = &loaded.teacher {
-        for (port, source) in teacher.inputs().zip(&loaded.teacher_inputs) {
-            let bound = train.teacher_inputs.get(&port.name);
-            add(within("teacher"), Some(port), source, bound, None);
+    for (teacher, planned) in loaded.teachers.iter().zip(train.teaching()) {
+        for (port, source) in
+            teacher.instance().into_iter().flat_map(Instance::inputs).zip(&teacher.inputs)
+        {
+            let bound = planned.inputs.get(&port.name);
+            add(within(&planned.part()), Some(port), source, bound, None);
         }
     }
     for (scheduler, planned) in loaded.schedulers.iter().zip(&train.schedulers) {

@@ -99,7 +99,7 @@ impl Live<'_> {
         if let Some(i) = snapshot.filter(|i| self.snapshots[*i].taken) {
             return Ok(Looked::Snapshot(i));
         }
-        if model == "teacher" && self.loaded.teacher.is_some() {
+        if model == "teacher" && !self.loaded.teachers.is_empty() {
             return Ok(Looked::Teacher);
         }
         let scheduler = &self.loaded.schedulers[s].name;

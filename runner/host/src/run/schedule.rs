@@ -9,7 +9,8 @@ use super::live::{Live, SCHEDULER, TeacherKind};
 use super::random::Purpose;
 use super::request::{Allowed, PendingPass};
 use crate::diagnostic::Diagnostic;
-use crate::load::instance::{Event, Knob, Request};
+use crate::load::instance::{Event, Knob, Param, Request};
+use crate::load::wiring::LoadedTeacher;
 use crate::tensor::Tensor;
 use limbeck_abi as abi;
 use std::collections::BTreeMap;
@@ -372,18 +373,23 @@ impl Live<'_> {
     /// What the plugin says.
     pub fn follow_student(&mut self) -> RunResult<()> {
         let TeacherKind::Ema(decay) = self.teacher else { return Ok(()) };
-        super::models::blend(&self.params, &self.teacher_params, decay)
+        super::models::blend(&self.params, self.teacher_copy(), decay)
             .map_err(|reason| contract(self.loaded.student.id(), reason))?;
-        self.teacher_changed()
+        self.teacher_changed(0)
     }
 
-    /// Tells the teacher that the host wrote its parameters.
+    /// Parameters of the one teacher, if it is a copy of a student.
+    pub fn teacher_copy(&self) -> &[Param] {
+        self.teacher_params.first().map_or(&[], Vec::as_slice)
+    }
+
+    /// Tells a teacher that the host wrote its parameters.
     ///
     /// # Errors
     /// What the plugin says.
-    pub fn teacher_changed(&mut self) -> RunResult<()> {
-        let ctx = self.keys.ctx(Purpose::State, 2, self.now.step, 0);
-        let Some(teacher) = &mut self.loaded.teacher else { return Ok(()) };
-        teacher.params_changed(ctx).map_err(|e| plugin_error(&e))
+    pub fn teacher_changed(&mut self, teacher: usize) -> RunResult<()> {
+        let ctx = self.keys.ctx(Purpose::State, 2, self.now.step, teacher as u64);
+        let teacher = self.loaded.teachers.get_mut(teacher).and_then(LoadedTeacher::instance_mut);
+        teacher.map_or(Ok(()), |t| t.params_changed(ctx)).map_err(|e| plugin_error(&e))
     }
 }

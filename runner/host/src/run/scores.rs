@@ -120,7 +120,8 @@ impl Scores {
                 if all.is_empty() { f64::NAN } else { all.iter().sum::<f64>() / all.len() as f64 }
             }
             Metric::Agreement => share(self.agreed, self.compared),
-            Metric::Loss => f64::NAN,
+            // Of other things than these predictions.
+            Metric::Loss | Metric::Ema(_) => f64::NAN,
         }
     }
 }

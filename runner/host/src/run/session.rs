@@ -21,6 +21,7 @@ use crate::cache;
 use crate::data::Datasets;
 use crate::diagnostic::Diagnostics;
 use crate::load::instance::show_calls;
+use crate::load::wiring::LoadedTeacher;
 use crate::load::{self, Catalogue, Loaded, services};
 use crate::plan::{CacheAt, Plan, StagePlan, Work};
 use crate::report::tensorboard;
@@ -174,7 +175,8 @@ fn inputs_of(
     };
     let mut inputs = Inputs::default();
     let of_stages = loaded.stages.iter().flatten().flat_map(|stage| {
-        let models = std::iter::once(&stage.student).chain(&stage.teacher);
+        let teachers = stage.teachers.iter().filter_map(LoadedTeacher::instance);
+        let models = std::iter::once(&stage.student).chain(teachers);
         let losses = stage.terms.iter().map(|t| &t.instance);
         let schedulers = stage.schedulers.iter().map(|s| &s.instance);
         models.chain(losses).chain(schedulers)
@@ -189,7 +191,8 @@ fn inputs_of(
         };
         inputs.plugins.insert(info.id.clone(), record);
     }
-    for cache in loaded.stages.iter().flatten().filter_map(|stage| stage.cache.as_ref()) {
+    let teachers = loaded.stages.iter().flatten().flat_map(|stage| &stage.teachers);
+    for cache in teachers.filter_map(LoadedTeacher::cache) {
         // Holds the hashes of its shards. A cache of this run is made by this run.
         if let CacheAt::Dir(dir) = &cache.at
             && let Ok(bytes) = std::fs::read(dir.join(cache::FILE_NAME))

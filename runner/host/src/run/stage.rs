@@ -350,7 +350,7 @@ impl Stage<'_, '_> {
         });
         named.unwrap_or_else(|| {
             let first = metrics.first().cloned().unwrap_or(Metric::Accuracy);
-            let maximize = !matches!(first, Metric::Nll | Metric::Loss);
+            let maximize = first.is_maximized();
             (first, maximize)
         })
     }

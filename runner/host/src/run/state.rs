@@ -177,7 +177,7 @@ impl Live<'_> {
     fn extra_tensors(&self, unions: &[BTreeMap<String, Tensor>]) -> Named {
         let mut extra = Named::new();
         if matches!(self.teacher, TeacherKind::Ema(_)) {
-            extra.extend(named(&self.teacher_params, "ema/"));
+            extra.extend(named(self.teacher_copy(), "ema/"));
         }
         for (i, snapshot) in self.snapshots.iter().enumerate().filter(|(_, s)| s.taken) {
             extra.extend(named(&snapshot.params, &format!("snapshot/{}/", self.snapshot_key(i))));
@@ -319,11 +319,8 @@ impl Live<'_> {
         {
             let part = extra.iter().filter(|(k, _)| k.starts_with("ema/"));
             let part: Named = part.map(|(k, t)| (k.clone(), t.clone())).collect();
-            overwrite(&self.teacher_params, &part, "ema/").map_err(|e| misfit(file, e))?;
-            let ctx = place_ctx(self.keys, 2, 0);
-            if let Some(teacher) = &mut self.loaded.teacher {
-                teacher.params_changed(ctx).map_err(|e| plugin_error(&e))?;
-            }
+            overwrite(self.teacher_copy(), &part, "ema/").map_err(|e| misfit(file, e))?;
+            self.teacher_changed(0)?;
         }
         for i in 0..self.snapshots.len() {
             let key = self.snapshot_key(i);

@@ -1,6 +1,7 @@
 //! The largest logits of each row, as log-probabilities, and the logarithm of the mass outside.
 
 use super::arith::to_f64;
+use super::ensemble::log_sum_exp;
 use super::rows::contiguous;
 use crate::plan::TopK;
 use crate::tensor::Tensor;
@@ -37,14 +38,6 @@ pub(crate) fn top_k(logits: &Tensor, plan: TopK) -> Result<[Tensor; 3], String> 
     let tail = Tensor::from_slice(&tails, &shape);
     shape.push(plan.k as i64);
     Ok([Tensor::from_slice(&columns, &shape), Tensor::from_slice(&kept, &shape), tail])
-}
-
-fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    let top = values.clone().fold(f64::NEG_INFINITY, f64::max);
-    if top == f64::NEG_INFINITY {
-        return top;
-    }
-    top + values.map(|v| (v - top).exp()).sum::<f64>().ln()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::event::Event;
 use super::live::{Keys, Live, TeacherKind};
 use super::models::{blend, overwrite};
 use super::rundir::{StageRecord, Status, read_stage, stage_dir, stage_hash, write_stage};
+use super::safetensors::{Named, to_bytes};
 use super::session::{Session, StageEnd, progress_of};
 use super::stage::{CANCELLED, Ended, Stage, finite};
 use super::state::{Progress, misfit, tensors};
@@ -17,8 +18,10 @@ use super::vfs::RealFs;
 use crate::cache::Cache;
 use crate::diagnostic::Diagnostic;
 use crate::load::services;
-use crate::load::wiring::LoadedStage;
-use crate::plan::{CacheAt, FromStage, Plan, StagePlan, TeacherPlan, TrainPlan, Which, Work};
+use crate::load::wiring::{CachedTeacher, LoadedStage, LoadedTeacher};
+use crate::plan::{
+    CacheAt, FromStage, Plan, StagePlan, TeacherPlan, Teaching, TrainPlan, Which, Work,
+};
 use std::path::Path;
 use std::time::Instant;
 
@@ -110,7 +113,7 @@ impl Session<'_, '_> {
         let Some(Some(loaded)) = self.loaded.stages.get_mut(stage.index) else {
             return Err(bug(format!("stage `{}` was not loaded", stage.name)));
         };
-        open_cache(self.plan, self.dir, loaded)?;
+        open_caches(self.plan, self.dir, loaded)?;
         let keys = Keys { seed: self.plan.seed, stage: stage.index as u64 };
         let live = Live::activate(loaded, train, self.datasets, keys, &dir.join("work"))?;
         let mut at_work = Stage {
@@ -143,10 +146,6 @@ impl Session<'_, '_> {
     /// Files of the earlier stages that this one starts from.
     fn models_for(&self, train: &TrainPlan) -> RunResult<Models> {
         let student = train.student_from.as_ref();
-        let teacher = match &train.teacher {
-            Some(TeacherPlan::Stage { from, .. }) => Some(from),
-            _ => None,
-        };
         let mut schedulers = Vec::new();
         for (s, scheduler) in train.schedulers.iter().enumerate() {
             if let Some(stage) = scheduler.from {
@@ -160,7 +159,7 @@ impl Session<'_, '_> {
         });
         Ok(Models {
             student: student.map(|f| student_of(self.plan, self.dir, f)).transpose()?,
-            teacher: teacher.map(|f| student_of(self.plan, self.dir, f)).transpose()?,
+            teachers: teachers_for(self.plan, self.dir, train)?,
             schedulers,
             matrix,
         })
@@ -202,9 +201,47 @@ impl Session<'_, '_> {
     }
 }
 
-/// Opens the cache that stands for the stage's teacher.
-fn open_cache(plan: &Plan, run: &Path, loaded: &mut LoadedStage) -> RunResult<()> {
-    let Some(cache) = loaded.cache.as_mut().filter(|c| c.open.is_none()) else { return Ok(()) };
+/// Files of the stages whose students teach, by teacher.
+///
+/// # Errors
+/// See [`student_of`].
+pub(crate) fn teachers_for(
+    plan: &Plan,
+    run: &Path,
+    train: &TrainPlan,
+) -> RunResult<Vec<Option<Files>>> {
+    let files = |teacher: Teaching<'_>| match teacher.plan {
+        TeacherPlan::Stage { from, .. } => student_of(plan, run, from).map(Some),
+        _ => Ok(None),
+    };
+    train.teaching().into_iter().map(files).collect()
+}
+
+/// Gives teachers the parameters of the students that they are.
+///
+/// # Errors
+/// Files that do not fit (65); what a plugin says.
+pub(crate) fn fill_teachers(live: &mut Live<'_>, teachers: &[Option<Files>]) -> RunResult<()> {
+    for (i, files) in teachers.iter().enumerate() {
+        let Some(files) = files else { continue };
+        let model = tensors(files, "model.safetensors")?;
+        let params = live.teacher_params.get(i).map_or(&[][..], Vec::as_slice);
+        overwrite(params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
+        live.teacher_changed(i)?;
+    }
+    Ok(())
+}
+
+/// Opens the caches that teach in the stage.
+///
+/// # Errors
+/// One that cannot be used (65).
+pub(crate) fn open_caches(plan: &Plan, run: &Path, loaded: &mut LoadedStage) -> RunResult<()> {
+    let caches = loaded.teachers.iter_mut().filter_map(LoadedTeacher::cache_mut);
+    caches.filter(|c| c.open.is_none()).try_for_each(|cache| open_cache(plan, run, cache))
+}
+
+fn open_cache(plan: &Plan, run: &Path, cache: &mut CachedTeacher) -> RunResult<()> {
     let dir = match &cache.at {
         CacheAt::Dir(dir) => dir.clone(),
         CacheAt::Stage(index) => match plan.stages.get(*index) {
@@ -225,7 +262,7 @@ fn open_cache(plan: &Plan, run: &Path, loaded: &mut LoadedStage) -> RunResult<()
 /// Files of earlier stages.
 struct Models {
     student: Option<Files>,
-    teacher: Option<Files>,
+    teachers: Vec<Option<Files>>,
     schedulers: Vec<(usize, Files)>,
     matrix: Option<Vec<u8>>,
 }
@@ -244,17 +281,12 @@ fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) ->
         overwrite(&stage.live.params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
         stage.live.student_stepped()?;
     }
-    if let Some(files) = &models.teacher {
-        let model = tensors(files, "model.safetensors")?;
-        let params = &stage.live.teacher_params;
-        overwrite(params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
-        stage.live.teacher_changed()?;
-    }
+    fill_teachers(&mut stage.live, &models.teachers)?;
     stage.live.optimizer.parameters_changed()?;
     if matches!(stage.live.teacher, TeacherKind::Ema(_)) {
-        blend(&stage.live.params, &stage.live.teacher_params, 0.0)
+        blend(&stage.live.params, stage.live.teacher_copy(), 0.0)
             .map_err(|e| contract(stage.live.loaded.student.id(), e))?;
-        stage.live.teacher_changed()?;
+        stage.live.teacher_changed(0)?;
     }
     if let Some(files) = files {
         let progress = stage.progress.clone();
@@ -285,8 +317,10 @@ pub(crate) fn student_of(plan: &Plan, run: &Path, from: &FromStage) -> RunResult
         let message = format!("stage `{}` has no checkpoint yet", stage.name);
         RunError::new(Diagnostic::error("LMB0710", message).at(from.span.clone()))
     })?;
-    if from.which == Which::Last {
-        return Ok(newest.files);
+    match from.which {
+        Which::Last => return Ok(newest.files),
+        Which::Ema => return copy_of_student(newest.files, stage),
+        Which::Best => {}
     }
     let best = read_progress(&newest.files)?.best.first().map(|b| b.step);
     match best {
@@ -304,4 +338,21 @@ pub(crate) fn student_of(plan: &Plan, run: &Path, from: &FromStage) -> RunResult
             RunError::new(Diagnostic::error("LMB0705", message))
         }),
     }
+}
+
+/// The files with the EMA of the student in its place.
+fn copy_of_student(mut files: Files, stage: &StagePlan) -> RunResult<Files> {
+    let extra = tensors(&files, "extra.safetensors")?;
+    let copied =
+        |(name, tensor): (String, _)| Some((name.strip_prefix("ema/")?.to_owned(), tensor));
+    let copy: Named = extra.into_iter().filter_map(copied).collect();
+    if copy.is_empty() {
+        let message = format!("stage `{}` has no EMA of its student", stage.name);
+        let problem =
+            Diagnostic::error("LMB0207", message).help("one with `teacher: {ema: {decay: …}}` has");
+        return Err(RunError::new(problem));
+    }
+    let bytes = to_bytes(&copy).map_err(|e| bug(format!("the EMA: {e}")))?;
+    files.insert("model.safetensors".into(), bytes);
+    Ok(files)
 }

@@ -4,7 +4,7 @@
 //! that it was not made for. Reads manifests and headers, never an output.
 
 use super::capture::LoadedCapture;
-use super::{CachedTeacher, LoadedTerm, Source};
+use super::{CachedTeacher, LoadedTeacher, LoadedTerm, Source};
 use crate::cache::{self, Manifest, Ranges, TOP_K};
 use crate::data::{Dataset, Datasets};
 use crate::diagnostic::{Diagnostic, Diagnostics};
@@ -32,9 +32,10 @@ pub(super) fn open(
     plan: &CachePlan,
     captures: &[Option<LoadedCapture>],
     data: &Datasets,
+    part: &str,
 ) -> Result<CachedTeacher, Diagnostics> {
     let place = |problem: Diagnostic| {
-        problem.at(plan.span.clone()).within(format!("stage `{}`, teacher", stage.name))
+        problem.at(plan.span.clone()).within(format!("stage `{}`, {part}", stage.name))
     };
     let (ports, held, temperature) = match &plan.at {
         CacheAt::Stage(index) => {
@@ -174,14 +175,17 @@ fn lacking(dataset: &Dataset, held: &[Held]) -> Option<Diagnostic> {
 /// Terms that read log-probabilities of another temperature than their own.
 pub(super) fn temperatures(
     train: &TrainPlan,
-    teacher: &CachedTeacher,
+    teacher: &LoadedTeacher,
     terms: &[LoadedTerm],
     settings: impl Fn(usize) -> serde_json::Value,
 ) -> Diagnostics {
-    let Some(kept) = teacher.temperature else { return Vec::new() };
+    let Some(kept) = teacher.cache().and_then(|cache| cache.temperature) else { return Vec::new() };
+    let member = if teacher.name.is_empty() { String::new() } else { format!("{}.", teacher.name) };
     let reads = |term: &LoadedTerm| {
-        let of_topk =
-            |s: &Source| matches!(s, Source::Teacher(name) if TOP_K.contains(&name.as_str()));
+        let of_topk = |s: &Source| match s {
+            Source::Teacher(name) => name.strip_prefix(&member).is_some_and(|n| TOP_K.contains(&n)),
+            _ => false,
+        };
         term.inputs.iter().flatten().any(of_topk)
     };
     let mut problems = Vec::new();

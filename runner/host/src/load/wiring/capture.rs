@@ -59,6 +59,7 @@ pub(crate) fn capture(
             columns: Some(dataset.columns()),
             student: Vec::new(),
             teacher: None,
+            members: Vec::new(),
             teacher_is_student: false,
             schedulers: Vec::new(),
             batch_place: format!("dataset {}", place(dataset.id(), span)),

@@ -5,7 +5,7 @@ use crate::data::{ColumnSpec, Dataset, Datasets};
 use crate::diagnostic::{Diagnostic, Diagnostics, Span};
 use crate::load::codes;
 use crate::load::create::place;
-use crate::plan::{StagePlan, TrainPlan};
+use crate::plan::{Metric, StagePlan, TrainPlan};
 use limbeck_abi as abi;
 use std::collections::BTreeSet;
 
@@ -35,7 +35,8 @@ pub(super) fn wanted(stage: &mut LoadedStage, teacher_is_student: bool) {
 
 /// Every source that is bound anywhere in the stage.
 fn sources(stage: &LoadedStage) -> impl Iterator<Item = &Source> {
-    let models = stage.student_inputs.iter().chain(&stage.teacher_inputs).flatten();
+    let teachers = stage.teachers.iter().flat_map(|t| &t.inputs);
+    let models = stage.student_inputs.iter().chain(teachers).flatten();
     let terms = stage.terms.iter().flat_map(|t| t.inputs.iter().flatten());
     let schedulers = stage
         .schedulers
@@ -46,21 +47,23 @@ fn sources(stage: &LoadedStage) -> impl Iterator<Item = &Source> {
 
 /// Models that need each other's output of the same step.
 pub(super) fn cycles(stage: &LoadedStage, teacher_is_student: bool) -> Diagnostics {
-    let reads = |inputs: &[Option<Source>], student: bool| {
-        inputs.iter().flatten().any(|source| match source {
+    let teachers: Vec<&Option<Source>> = stage.teachers.iter().flat_map(|t| &t.inputs).collect();
+    let own: Vec<&Option<Source>> = stage.student_inputs.iter().collect();
+    let reads = |inputs: &[&Option<Source>], student: bool| {
+        inputs.iter().copied().flatten().any(|source| match source {
             Source::Student(_) => student,
             Source::Teacher(_) => student == teacher_is_student,
             _ => false,
         })
     };
     let mut paths = Vec::new();
-    if reads(&stage.student_inputs, true) {
+    if reads(&own, true) {
         paths.push("student -> student");
     }
-    if reads(&stage.teacher_inputs, false) {
+    if reads(&teachers, false) {
         paths.push("teacher -> teacher");
     }
-    if reads(&stage.student_inputs, false) && reads(&stage.teacher_inputs, true) {
+    if reads(&own, false) && reads(&teachers, true) {
         paths.push("student -> teacher -> student");
     }
     let problem = |path| {
@@ -68,6 +71,21 @@ pub(super) fn cycles(stage: &LoadedStage, teacher_is_student: bool) -> Diagnosti
             .help("one of them must read batch columns only")
     };
     paths.into_iter().map(problem).collect()
+}
+
+/// `agreement` with a teacher that gives no logits, such as a cache of the largest ones alone.
+pub(super) fn agreement(train: &TrainPlan, loaded: &LoadedStage) -> Option<Diagnostic> {
+    let measured = train.eval.metrics.contains(&Metric::Agreement);
+    let teaches = !loaded.teachers.is_empty();
+    (measured && teaches && loaded.teacher_output("logits").is_none()).then(|| {
+        let message = "`agreement` needs the teacher's `logits`, which it does not give";
+        let problem = Diagnostic::error(codes::NO_SUCH_SOURCE, message);
+        if loaded.teachers.iter().any(|t| t.cache().is_some()) {
+            problem.help("capture them too (`outputs: [logits]`), or leave `agreement` out of `eval.metrics`")
+        } else {
+            problem.help("leave `agreement` out of `eval.metrics`")
+        }
+    })
 }
 
 /// Two schedulers that claim the same thing, or both replace the evaluation scores.
@@ -119,7 +137,8 @@ pub(super) fn datasets(
         };
         inputs.filter_map(column).collect()
     };
-    let models = columns(&mut loaded.student_inputs.iter().chain(&loaded.teacher_inputs).flatten());
+    let teachers = loaded.teachers.iter().flat_map(|t| &t.inputs);
+    let models = columns(&mut loaded.student_inputs.iter().chain(teachers).flatten());
     let terms = columns(&mut loaded.terms.iter().flat_map(|t| t.inputs.iter().flatten()));
     let all: BTreeSet<String> = models.union(&terms).cloned().collect();
     let first = train.tasks.iter().find_map(|t| data.get(&t.train));

@@ -3,13 +3,13 @@
 //! All of a stage's ports share one table of symbolic shapes, so that every size is said once.
 
 use super::bind::{Binder, Consumer, Wire};
-use super::ends::{Ends, STUDENT, SchedulerEnd, TEACHER};
+use super::ends::{Ends, STUDENT, SchedulerEnd};
 use super::rows::{self, GroupChoice};
 use super::shape::Shapes;
 use super::stage::{Builder, CreatedTerm};
 use super::{
-    CachedTeacher, LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTerm, ROW_CLASSES, Source,
-    TermRows, cached, check, scenario, tokens,
+    LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTeacher, LoadedTerm, ROW_CLASSES, Source,
+    TermRows, cached, check, ensemble, scenario, tokens,
 };
 use crate::data::{ColumnSpec, Dataset};
 use crate::diagnostic::{Diagnostic, Span};
@@ -42,8 +42,8 @@ impl<'a> Builder<'a> {
     fn ends(
         &self,
         student: &Instance,
-        teacher: Option<&Instance>,
-        cache: Option<&CachedTeacher>,
+        teachers: &[LoadedTeacher],
+        mean: Option<&Port>,
         schedulers: &[(usize, Instance, Schedule)],
     ) -> Ends {
         let outputs = |i: &Instance| i.outputs().cloned().collect::<Vec<Port>>();
@@ -54,6 +54,7 @@ impl<'a> Builder<'a> {
                 place(&p.id, p.id_span.as_ref())
             }
             Some(TeacherPlan::Cache(cache)) => place("cache", cache.span.as_ref()),
+            Some(TeacherPlan::Ensemble { span, .. }) => place("ensemble", span.as_ref()),
             _ => place(&self.train.student.id, self.train.student.id_span.as_ref()),
         };
         Ends {
@@ -62,8 +63,9 @@ impl<'a> Builder<'a> {
             teacher: if is_self {
                 Some(outputs(student))
             } else {
-                teacher.map(outputs).or_else(|| cache.map(|c| c.ports.clone()))
+                (!teachers.is_empty()).then(|| taught(teachers, mean))
             },
+            members: mean.map_or(Vec::new(), |_| teachers.iter().map(|t| t.name.clone()).collect()),
             teacher_is_student: is_self,
             schedulers: schedulers
                 .iter()
@@ -87,18 +89,17 @@ impl<'a> Builder<'a> {
     }
 
     /// Binds every port; problems are left in the builder.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a stage")]
     pub fn wire(
         &mut self,
         student: Instance,
-        teacher: Option<Instance>,
-        cache: Option<CachedTeacher>,
+        mut teachers: Vec<LoadedTeacher>,
         terms: Vec<CreatedTerm>,
         schedulers: Vec<(usize, Instance, Schedule)>,
         own_terms: Vec<(usize, usize, Instance)>,
         snapshots: Vec<LoadedSnapshot>,
     ) -> LoadedStage {
-        let ends = self.ends(&student, teacher.as_ref(), cache.as_ref(), &schedulers);
+        let ensemble = self.mean(&teachers);
+        let ends = self.ends(&student, &teachers, ensemble.as_ref(), &schedulers);
         let mut shapes = Shapes::default();
         let train = self.train;
         let student_inputs = self.wire_model(
@@ -107,20 +108,16 @@ impl<'a> Builder<'a> {
             &student,
             &train.student,
             &train.student_inputs,
-            STUDENT,
+            ("student", STUDENT),
         );
-        let teacher_inputs = match (&teacher, &train.teacher) {
-            (Some(teacher), Some(planned)) => {
-                let plugin = match planned {
-                    TeacherPlan::Plugin(plugin) | TeacherPlan::Stage { student: plugin, .. } => {
-                        plugin
-                    }
-                    _ => &train.student,
-                };
-                self.wire_model(&ends, &mut shapes, teacher, plugin, &train.teacher_inputs, TEACHER)
-            }
-            _ => Vec::new(),
-        };
+        for (m, (teacher, planned)) in teachers.iter_mut().zip(train.teaching()).enumerate() {
+            let Some(model) = teacher.instance() else { continue };
+            let plugin = planned.plan.plugins().first().copied().unwrap_or(&train.student);
+            let part = planned.part();
+            let part = (part.as_str(), ends.teacher_scope(m));
+            teacher.inputs =
+                self.wire_model(&ends, &mut shapes, model, plugin, planned.inputs, part);
+        }
         let groups: Vec<(&str, &Schedule)> = schedulers
             .iter()
             .filter_map(|(index, _, schedule)| {
@@ -166,9 +163,8 @@ impl<'a> Builder<'a> {
         let mut loaded = LoadedStage {
             student,
             student_inputs,
-            teacher,
-            teacher_inputs,
-            cache,
+            teachers,
+            ensemble,
             student_wanted: Vec::new(),
             teacher_wanted: Vec::new(),
             terms: loaded_terms,
@@ -182,15 +178,19 @@ impl<'a> Builder<'a> {
             problem.context.get_or_insert_with(|| format!("stage `{}`", self.stage.name));
         }
         self.problems.append(&mut found);
-        if let Some(cache) = &loaded.cache {
+        for teacher in &loaded.teachers {
             let settings = |term: usize| {
                 self.train.loss.get(term).map_or(serde_json::Value::Null, |t| {
                     let filled = self.catalogue.check_settings(&t.plugin.id, &t.plugin.with);
                     filled.unwrap_or_else(|_| t.plugin.with.clone())
                 })
             };
-            let mut found = cached::temperatures(self.train, cache, &loaded.terms, settings);
+            let mut found = cached::temperatures(self.train, teacher, &loaded.terms, settings);
             self.problems.append(&mut found);
+        }
+        if let Some(problem) = check::agreement(self.train, &loaded) {
+            let place = self.stage.span.clone();
+            self.problems.push(problem.at(place).within(self.within("evaluation")));
         }
         self.problems.append(&mut check::claims(self.stage, self.train, &loaded));
         self.problems.append(&mut check::datasets(self.stage, self.train, self.data, &loaded));
@@ -203,6 +203,17 @@ impl<'a> Builder<'a> {
             &loaded,
         ));
         loaded
+    }
+
+    /// `logits` of the stage's ensemble, if its teacher is one.
+    fn mean(&mut self, teachers: &[LoadedTeacher]) -> Option<Port> {
+        let Some(TeacherPlan::Ensemble { members, .. }) = &self.train.teacher else { return None };
+        let spans: Vec<Option<Span>> = members.iter().map(|m| m.span.clone()).collect();
+        let context = self.within("teacher");
+        let within = |problem: Diagnostic| problem.within(context.clone());
+        ensemble::mean(teachers, &spans)
+            .map_err(|found| self.problems.extend(found.into_iter().map(within)))
+            .ok()
     }
 
     fn bind(
@@ -221,10 +232,10 @@ impl<'a> Builder<'a> {
         model: &Instance,
         plugin: &PluginUse,
         rebound: &BTreeMap<String, Bound>,
-        scope: usize,
+        (part, scope): (&str, usize),
     ) -> Vec<Option<Source>> {
         let consumer = Consumer {
-            context: self.within(if scope == STUDENT { "student" } else { "teacher" }),
+            context: self.within(part),
             span: plugin.id_span.clone(),
             plugin: &plugin.id,
             ports: model.inputs().collect(),
@@ -402,4 +413,18 @@ impl<'a> Builder<'a> {
         }
         Some(LoadedScheduler { name: planned.name.clone(), instance, schedule, inputs })
     }
+}
+
+/// Outputs of the teacher; of an ensemble its mean, then each member's under `MEMBER.OUTPUT`.
+fn taught(teachers: &[LoadedTeacher], mean: Option<&Port>) -> Vec<Port> {
+    let Some(mean) = mean else {
+        return teachers.iter().flat_map(|t| t.outputs()).cloned().collect();
+    };
+    let of_member = |teacher: &LoadedTeacher| -> Vec<Port> {
+        let outputs = teacher.outputs().into_iter();
+        outputs
+            .map(|p| Port { name: format!("{}.{}", teacher.name, p.name), ..p.clone() })
+            .collect()
+    };
+    std::iter::once(mean.clone()).chain(teachers.iter().flat_map(of_member)).collect()
 }

@@ -29,8 +29,10 @@ pub(super) struct Ends {
     /// `None`: the dataset could not be read, so any column may exist.
     pub columns: Option<Vec<ColumnSpec>>,
     pub student: Vec<Port>,
-    /// `None`: the stage has no teacher.
+    /// `None`: the stage has no teacher. Outputs of an ensemble's members are `MEMBER.OUTPUT`.
     pub teacher: Option<Vec<Port>>,
+    /// Names of an ensemble's members.
+    pub members: Vec<String>,
     /// The teacher is this step's student.
     pub teacher_is_student: bool,
     pub schedulers: Vec<SchedulerEnd>,
@@ -65,9 +67,25 @@ impl Ends {
         FIRST_FREE + scheduler
     }
 
+    /// Scope of the symbols of a teacher, or of a member of an ensemble.
+    pub fn teacher_scope(&self, member: usize) -> usize {
+        if self.members.is_empty() { TEACHER } else { FIRST_FREE + self.schedulers.len() + member }
+    }
+
     /// First scope that no instance here uses.
     pub fn free_scope(&self) -> usize {
-        FIRST_FREE + self.schedulers.len()
+        FIRST_FREE + self.schedulers.len() + self.members.len()
+    }
+
+    /// Scope of the symbols of a teacher's output.
+    fn output_scope(&self, output: &str) -> usize {
+        let member = output.split_once('.').map(|(member, _)| member);
+        let place = member.and_then(|name| self.members.iter().position(|m| m == name));
+        match place {
+            _ if self.teacher_is_student => STUDENT,
+            Some(member) => self.teacher_scope(member),
+            None => TEACHER,
+        }
     }
 
     /// Position of a snapshot among all snapshots of the stage.
@@ -209,7 +227,7 @@ impl Ends {
                 find(&self.student, name).map(|p| (p, STUDENT, p.is_differentiable()))
             }
             Source::Teacher(name) => {
-                let scope = if self.teacher_is_student { STUDENT } else { TEACHER };
+                let scope = self.output_scope(name);
                 self.teacher.as_ref().and_then(|t| find(t, name)).map(|p| (p, scope, false))
             }
             Source::Snapshot { output, .. } => {

@@ -9,6 +9,7 @@ mod capture;
 mod check;
 mod connect;
 mod ends;
+mod ensemble;
 mod rows;
 mod scenario;
 mod shape;
@@ -42,6 +43,7 @@ pub(crate) fn stage(
     stage::Builder { plan, catalogue, data, stage, train, captures, problems }.build()
 }
 
+pub(crate) use ensemble::measured;
 pub(crate) use scenario::width;
 
 /// Batch column that the host makes: `[N, V]`, 0 where a column is no class of the row's task (or of the tasks so far).
@@ -80,13 +82,10 @@ pub struct LoadedStage {
     pub student: Instance,
     /// Source of each of its input ports.
     pub student_inputs: Vec<Option<Source>>,
-    /// The teacher instance: a teacher plugin, or a frozen copy of a student (`{from}`, `{ema}`). `None` without a
-    /// teacher, for `{self: true}` and for `{cache}`.
-    pub teacher: Option<Instance>,
-    /// `teacher: {cache: …}`.
-    pub cache: Option<CachedTeacher>,
-    /// Source of each of its input ports.
-    pub teacher_inputs: Vec<Option<Source>>,
+    /// The models that teach: none (for `{self: true}` too), one, or the members of an ensemble.
+    pub teachers: Vec<LoadedTeacher>,
+    /// `logits` of an ensemble: the logarithm of its members' mean probabilities.
+    pub ensemble: Option<Port>,
     /// Student outputs that a consumer binds, sorted.
     pub student_wanted: Vec<String>,
     /// Teacher outputs that a consumer binds, sorted.
@@ -97,6 +96,71 @@ pub struct LoadedStage {
     pub schedulers: Vec<LoadedScheduler>,
     /// Frozen students that schedulers take, in declared order.
     pub snapshots: Vec<LoadedSnapshot>,
+}
+
+/// A model that teaches.
+pub struct LoadedTeacher {
+    /// Its name in an ensemble; else empty.
+    pub name: String,
+    /// What gives its outputs.
+    pub model: TeacherModel,
+    /// Source of each of its input ports; none for a cache.
+    pub inputs: Vec<Option<Source>>,
+}
+
+/// What gives a teacher's outputs.
+pub enum TeacherModel {
+    /// A teacher plugin, or a frozen copy of a student (`{from}`, `{ema}`).
+    Instance(Instance),
+    /// `{cache: …}`.
+    Cache(CachedTeacher),
+}
+
+impl LoadedTeacher {
+    /// Its instance, unless it is a cache.
+    pub fn instance(&self) -> Option<&Instance> {
+        match &self.model {
+            TeacherModel::Instance(instance) => Some(instance),
+            TeacherModel::Cache(_) => None,
+        }
+    }
+
+    /// See [`Self::instance`].
+    pub fn instance_mut(&mut self) -> Option<&mut Instance> {
+        match &mut self.model {
+            TeacherModel::Instance(instance) => Some(instance),
+            TeacherModel::Cache(_) => None,
+        }
+    }
+
+    /// The cache, if it is one.
+    pub fn cache(&self) -> Option<&CachedTeacher> {
+        match &self.model {
+            TeacherModel::Instance(_) => None,
+            TeacherModel::Cache(cache) => Some(cache),
+        }
+    }
+
+    /// See [`Self::cache`].
+    pub fn cache_mut(&mut self) -> Option<&mut CachedTeacher> {
+        match &mut self.model {
+            TeacherModel::Instance(_) => None,
+            TeacherModel::Cache(cache) => Some(cache),
+        }
+    }
+
+    /// Its outputs.
+    pub fn outputs(&self) -> Vec<&Port> {
+        match &self.model {
+            TeacherModel::Instance(instance) => instance.outputs().collect(),
+            TeacherModel::Cache(cache) => cache.ports.iter().collect(),
+        }
+    }
+
+    /// One of them.
+    pub fn output(&self, name: &str) -> Option<&Port> {
+        self.outputs().into_iter().find(|p| p.name == name)
+    }
 }
 
 /// A teacher whose outputs are read.
@@ -114,10 +178,14 @@ pub struct CachedTeacher {
 }
 
 impl LoadedStage {
-    /// An output of the teacher, instance or cache.
+    /// An output of the teacher; of a member of an ensemble as `MEMBER.OUTPUT`.
     pub fn teacher_output(&self, name: &str) -> Option<&Port> {
-        let of_instance = self.teacher.iter().flat_map(Instance::outputs);
-        of_instance.chain(self.cache.iter().flat_map(|c| &c.ports)).find(|p| p.name == name)
+        let Some(mean) = &self.ensemble else { return self.teachers.first()?.output(name) };
+        if name == mean.name {
+            return Some(mean);
+        }
+        let (member, output) = name.split_once('.')?;
+        self.teachers.iter().find(|t| t.name == member)?.output(output)
     }
 }
 

@@ -3,14 +3,14 @@
 //! Creates everything before it wires anything, so that a wrong setting hides no other. Wires only when every model
 //! exists, since a missing one would make each of its readers look wrong.
 
-use super::{CachedTeacher, LoadedCapture, LoadedSnapshot, LoadedStage, cached};
+use super::{LoadedCapture, LoadedSnapshot, LoadedStage, LoadedTeacher, TeacherModel, cached};
 use crate::data::Datasets;
 use crate::diagnostic::{Diagnostic, Diagnostics, did_you_mean};
 use crate::load::catalogue::{Catalogue, PluginKind};
 use crate::load::create::create;
 use crate::load::instance::Schedule;
 use crate::load::{Instance, codes};
-use crate::plan::{Plan, PluginUse, SchedulerPlan, StagePlan, TeacherPlan, TrainPlan};
+use crate::plan::{Plan, PluginUse, SchedulerPlan, StagePlan, TeacherPlan, Teaching, TrainPlan};
 use std::collections::BTreeMap;
 
 pub(super) struct Builder<'a> {
@@ -29,7 +29,8 @@ pub(super) type CreatedTerm = (usize, Option<(usize, usize)>, Instance);
 /// Instances of a stage before wiring; `None` where creation failed.
 struct Parts {
     student: Option<Instance>,
-    teacher: Option<Instance>,
+    /// Not wired yet.
+    teachers: Vec<LoadedTeacher>,
     terms: Vec<CreatedTerm>,
     schedulers: Vec<(usize, Instance, Schedule)>,
     /// Scheduler (position in `schedulers`), its term, instance.
@@ -44,30 +45,55 @@ impl<'a> Builder<'a> {
     /// Every problem, warnings among them.
     pub fn build(mut self) -> Result<(LoadedStage, Diagnostics), Diagnostics> {
         let parts = self.create_parts();
-        let cache = self.cache();
         if self.problems.iter().any(Diagnostic::is_error) {
             return Err(self.problems);
         }
-        let Parts { student: Some(student), teacher, terms, schedulers, own_terms, snapshots } =
+        let Parts { student: Some(student), teachers, terms, schedulers, own_terms, snapshots } =
             parts
         else {
             return Err(self.problems);
         };
-        let loaded = self.wire(student, teacher, cache, terms, schedulers, own_terms, snapshots);
+        if teachers.len() != self.train.teaching().len() {
+            // A cache of a `capture` stage whose own problems were told.
+            return Err(self.problems);
+        }
+        let loaded = self.wire(student, teachers, terms, schedulers, own_terms, snapshots);
         let broken = self.problems.iter().any(Diagnostic::is_error);
         if broken { Err(self.problems) } else { Ok((loaded, self.problems)) }
     }
 
-    fn cache(&mut self) -> Option<CachedTeacher> {
-        let Some(TeacherPlan::Cache(plan)) = &self.train.teacher else { return None };
-        if let Some(bound) = self.train.teacher_inputs.values().next() {
-            let problem = Diagnostic::error(codes::NO_SUCH_PORT, "a cache reads no inputs")
-                .help("bind the inputs of the `capture` stage's teacher");
-            self.problems.push(problem.at(bound.span.clone()).within(self.within("teacher")));
-        }
-        cached::open(self.stage, self.train, plan, self.captures, self.data)
-            .map_err(|mut found| self.problems.append(&mut found))
-            .ok()
+    /// A model that teaches, not wired yet.
+    fn create_teacher(&mut self, teaching: Teaching<'_>) -> Option<LoadedTeacher> {
+        let part = teaching.part();
+        let model = match teaching.plan {
+            TeacherPlan::Plugin(plugin) => {
+                let context = self.within(&part);
+                TeacherModel::Instance(self.create(plugin, PluginKind::Teacher, &context)?)
+            }
+            TeacherPlan::Stage { from, student } => {
+                let context = self.student_context(from.stage);
+                TeacherModel::Instance(self.create(student, PluginKind::Student, &context)?)
+            }
+            TeacherPlan::Ema { .. } => {
+                let context = self.student_context(self.stage.index);
+                let student = &self.train.student;
+                TeacherModel::Instance(self.create(student, PluginKind::Student, &context)?)
+            }
+            TeacherPlan::Cache(plan) => {
+                if let Some(bound) = teaching.inputs.values().next() {
+                    let problem = Diagnostic::error(codes::NO_SUCH_PORT, "a cache reads no inputs")
+                        .help("bind the inputs of the `capture` stage's teacher");
+                    self.problems.push(problem.at(bound.span.clone()).within(self.within(&part)));
+                }
+                let (stage, train) = (self.stage, self.train);
+                let opened = cached::open(stage, train, plan, self.captures, self.data, &part);
+                TeacherModel::Cache(
+                    opened.map_err(|mut found| self.problems.append(&mut found)).ok()?,
+                )
+            }
+            TeacherPlan::SelfOutputs | TeacherPlan::Ensemble { .. } => return None,
+        };
+        Some(LoadedTeacher { name: teaching.name.to_owned(), model, inputs: Vec::new() })
     }
 
     pub fn within(&self, part: &str) -> String {
@@ -98,20 +124,8 @@ impl<'a> Builder<'a> {
         let train = self.train;
         let own_context = self.student_context(self.stage.index);
         let student = self.create(&train.student, PluginKind::Student, &own_context);
-        let teacher = match &train.teacher {
-            None | Some(TeacherPlan::SelfOutputs | TeacherPlan::Cache(_)) => None,
-            Some(TeacherPlan::Plugin(plugin)) => {
-                let context = self.within("teacher");
-                self.create(plugin, PluginKind::Teacher, &context)
-            }
-            Some(TeacherPlan::Stage { from, student }) => {
-                let context = self.student_context(from.stage);
-                self.create(student, PluginKind::Student, &context)
-            }
-            Some(TeacherPlan::Ema { .. }) => {
-                self.create(&train.student, PluginKind::Student, &own_context)
-            }
-        };
+        let teachers =
+            train.teaching().into_iter().filter_map(|t| self.create_teacher(t)).collect();
         let mut terms = Vec::new();
         for (i, term) in train.loss.iter().enumerate() {
             let context = self.within(&format!("term `{}`", term.name));
@@ -128,7 +142,7 @@ impl<'a> Builder<'a> {
         }
         let mut parts = Parts {
             student,
-            teacher,
+            teachers,
             terms,
             schedulers: Vec::new(),
             own_terms: Vec::new(),

@@ -51,7 +51,10 @@ fn default_names_wire_a_stage_without_a_word() {
     let loaded = wired(&[], &format!("{STAGE}}}\n")).unwrap_or_else(|e| panic!("{e:#?}"));
     let stage = loaded.stages[0].as_ref().unwrap();
     let pixels = [Some(Source::Batch("pixel_values".into()))];
-    assert_eq!((&stage.student_inputs[..], &stage.teacher_inputs[..]), (&pixels[..], &pixels[..]));
+    assert_eq!(
+        (&stage.student_inputs[..], &stage.teachers[0].inputs[..]),
+        (&pixels[..], &pixels[..])
+    );
     let logits = [Some(Source::Student("logits".into())), Some(Source::Teacher("logits".into()))];
     assert_eq!(stage.terms[0].inputs, logits);
     assert_eq!(
@@ -68,11 +71,11 @@ fn the_three_kinds_of_frozen_student_are_wired() {
 ";
     let loaded = wired(&[], text).unwrap_or_else(|e| panic!("{e:#?}"));
     let stage = |i: usize| loaded.stages[i].as_ref().unwrap();
-    assert!(stage(0).teacher.is_none());
+    assert!(stage(0).teachers.is_empty());
     assert_eq!(stage(0).terms[0].inputs[1], Some(Source::Teacher("logits".into())));
     assert_eq!(stage(0).student_wanted, ["logits"]);
     for i in [1, 2] {
-        assert_eq!(stage(i).teacher.as_ref().unwrap().id(), "test.linear");
+        assert_eq!(stage(i).teachers[0].instance().unwrap().id(), "test.linear");
         assert_eq!(stage(i).teacher_wanted, ["logits"]);
     }
 }

@@ -45,7 +45,7 @@ pub struct CapturePlan {
 impl CapturePlan {
     /// The plugin of its teacher.
     pub fn plugin(&self) -> Option<&PluginUse> {
-        self.teacher.plugin()
+        self.teacher.plugins().into_iter().next()
     }
 }
 

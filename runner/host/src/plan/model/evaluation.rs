@@ -46,6 +46,8 @@ pub enum Metric {
     Agreement,
     /// Mean of the stage's weighted loss terms on the evaluation rows.
     Loss,
+    /// A metric of the EMA teacher instead of the student, `ema.accuracy`.
+    Ema(Box<Metric>),
 }
 
 impl Metric {
@@ -60,6 +62,7 @@ impl Metric {
             Self::Nll => "nll".into(),
             Self::Agreement => "agreement".into(),
             Self::Loss => "loss".into(),
+            Self::Ema(of) => format!("ema.{}", of.name()),
         }
     }
 }

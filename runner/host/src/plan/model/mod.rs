@@ -13,12 +13,13 @@ pub use data::{
 };
 pub use evaluation::{Best, EvalSettings, Every, Gate, Metric, StopIf};
 pub use slots::{
-    Bound, KeySpan, PluginUse, Reduction, RowsChoice, SchedulerPlan, TeacherPlan, TermPlan,
+    Bound, KeySpan, MAX_MEMBERS, MemberPlan, PluginUse, Reduction, RowsChoice, SchedulerPlan,
+    TeacherPlan, TermPlan,
 };
 pub use stage::{EvalPlan, ExportPlan, FromStage, StagePlan, TaskPlan, Which, Work};
 pub use training::{
     CheckpointPlan, Length, LrCurve, LrSchedulePlan, NonFiniteAction, NonFinitePlan, OptimizerKind,
-    OptimizerPlan, TrainPlan, Warmup,
+    OptimizerPlan, Teaching, TrainPlan, Warmup,
 };
 
 use crate::diagnostic::{Diagnostics, Span};

@@ -50,14 +50,40 @@ pub enum TeacherPlan {
     SelfOutputs,
     /// Outputs that a `capture` stage wrote.
     Cache(CachePlan),
+    /// Several models as one: its logits are the logarithm of the mean of their probabilities.
+    Ensemble {
+        /// 1 to [`MAX_MEMBERS`] of them.
+        members: Vec<MemberPlan>,
+        /// Place of the list.
+        span: Option<Span>,
+    },
+}
+
+/// Most models of an ensemble: random keys have a place for each.
+pub const MAX_MEMBERS: usize = 64;
+
+/// One model of an ensemble.
+#[derive(Clone, Debug)]
+pub struct MemberPlan {
+    /// Unique in the ensemble; its own outputs are `teacher.NAME.OUTPUT`.
+    pub name: String,
+    /// A plugin, a stage's student or a cache.
+    pub teacher: TeacherPlan,
+    /// Its input port -> source, when rebound.
+    pub inputs: BTreeMap<String, Bound>,
+    /// Place.
+    pub span: Option<Span>,
 }
 
 impl TeacherPlan {
-    /// The plugin that it names.
-    pub fn plugin(&self) -> Option<&PluginUse> {
+    /// The plugins that it names.
+    pub fn plugins(&self) -> Vec<&PluginUse> {
         match self {
-            Self::Plugin(plugin) | Self::Stage { student: plugin, .. } => Some(plugin),
-            Self::Ema { .. } | Self::SelfOutputs | Self::Cache(_) => None,
+            Self::Plugin(plugin) | Self::Stage { student: plugin, .. } => vec![plugin],
+            Self::Ema { .. } | Self::SelfOutputs | Self::Cache(_) => Vec::new(),
+            Self::Ensemble { members, .. } => {
+                members.iter().flat_map(|m| m.teacher.plugins()).collect()
+            }
         }
     }
 }

@@ -88,13 +88,16 @@ pub enum Which {
     Last,
     /// The student with the best metric.
     Best,
+    /// The EMA teacher at the end of the stage.
+    Ema,
 }
 
 /// An `eval` stage.
 #[derive(Clone, Debug)]
 pub struct EvalPlan {
-    /// Whose student; its plugin and settings are in that stage's plan.
-    pub model: FromStage,
+    /// Whose student, or whose students as an ensemble (each stage once); plugins and settings are in those stages'
+    /// plans.
+    pub models: Vec<FromStage>,
     /// Dataset ids.
     pub data: Vec<String>,
     /// What is measured.

@@ -1,8 +1,8 @@
 //! How a stage trains: rows per step, optimizer, learning rate, checkpoints.
 
 use super::{
-    Bound, EvalSettings, Every, FromStage, Gate, PluginUse, SchedulerPlan, StopIf, TaskPlan,
-    TeacherPlan, TermPlan,
+    Bound, EvalSettings, Every, FromStage, Gate, MemberPlan, PluginUse, SchedulerPlan, StopIf,
+    TaskPlan, TeacherPlan, TermPlan,
 };
 use crate::tensor::DType;
 use std::collections::BTreeMap;
@@ -61,11 +61,46 @@ pub struct TrainPlan {
 impl TrainPlan {
     /// Every plugin that the stage names, in the order student, teacher, terms, schedulers.
     pub fn plugin_uses(&self) -> impl Iterator<Item = &PluginUse> {
-        let teacher = self.teacher.as_ref().and_then(TeacherPlan::plugin);
+        let teachers = self.teacher.iter().flat_map(TeacherPlan::plugins);
         std::iter::once(&self.student)
-            .chain(teacher)
+            .chain(teachers)
             .chain(self.loss.iter().map(|t| &t.plugin))
             .chain(self.schedulers.iter().map(|s| &s.plugin))
+    }
+
+    /// The models that teach: none (for `self` too), one, or the members of an ensemble.
+    pub fn teaching(&self) -> Vec<Teaching<'_>> {
+        match &self.teacher {
+            None | Some(TeacherPlan::SelfOutputs) => Vec::new(),
+            Some(TeacherPlan::Ensemble { members, .. }) => {
+                members.iter().map(MemberPlan::teaching).collect()
+            }
+            Some(plan) => vec![Teaching { name: "", plan, inputs: &self.teacher_inputs }],
+        }
+    }
+}
+
+/// A model that teaches.
+#[derive(Clone, Copy, Debug)]
+pub struct Teaching<'a> {
+    /// Its name in the ensemble; empty if it is the only one.
+    pub name: &'a str,
+    /// What it is.
+    pub plan: &'a TeacherPlan,
+    /// Input port -> source, when rebound.
+    pub inputs: &'a BTreeMap<String, Bound>,
+}
+
+impl MemberPlan {
+    fn teaching(&self) -> Teaching<'_> {
+        Teaching { name: &self.name, plan: &self.teacher, inputs: &self.inputs }
+    }
+}
+
+impl Teaching<'_> {
+    /// What messages call it: `teacher`, `` teacher `gen1` ``.
+    pub fn part(&self) -> String {
+        if self.name.is_empty() { "teacher".to_owned() } else { format!("teacher `{}`", self.name) }
     }
 }
 
