@@ -212,6 +212,89 @@ def bench_sparse(library, rows, width, kept, seconds, copy, stream):
     return [{**fixed, "implementation": "limbeck", **record, "of_copy": record["gb_s"] / copy}]
 
 
+def liger_fused(inputs):
+    """Liger's chunked JSD on states and heads: gradients of both, as its autograd function gives them."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, temperature=TEMPERATURE)
+    labels = torch.zeros(inputs["student.hidden"].shape[0], dtype=torch.int64, device="cuda")
+    if "row_mask" in inputs:
+        labels[inputs["row_mask"].to("cuda") == 0] = -100
+
+    def call():
+        leaves = [inputs[name].detach().requires_grad_(True) for name in ("student.hidden", "student.head")]
+        value = loss(leaves[0], leaves[1], inputs["teacher.hidden"], inputs["teacher.head"], labels)
+        return torch.autograd.grad(value, leaves)
+
+    return call
+
+
+def torch_fused(inputs, loss):
+    """Whole logits in f32, by autograd."""
+    def call():
+        leaves = [inputs[name].detach().requires_grad_(True) for name in ("student.hidden", "student.head")]
+        teacher = (inputs["teacher.hidden"] @ inputs["teacher.head"].T).float()
+        rows = reference.dense(loss, (leaves[0] @ leaves[1].T).float(), teacher, TEMPERATURE, reference.parameter(loss))
+        return torch.autograd.grad(rows.sum(), leaves)
+
+    return call
+
+
+def fused_error(loss, inputs, grad):
+    """Relative error of the states' gradient on 64 rows against float64."""
+    few = {name: x[:64] if name.endswith("hidden") else x for name, x in inputs.items()}
+    few["row_mask"] = inputs.get("row_mask", torch.ones(64))[:64]
+    _, exact = reference.fused(loss, few, TEMPERATURE, 1.0)
+    exact = exact["student.hidden"]
+    return ((grad[:64].double() - exact).norm() / exact.norm()).item()
+
+
+def bench_fused(library, shape, mode, seconds, stream):
+    """Loss, gradient of the states and, unless the head is frozen, of the head: states and heads in bf16."""
+    rows, width, depth, teacher_depth = shape
+    normal = lambda *size: torch.randn(*size, device="cuda", dtype=torch.bfloat16)
+    inputs = {
+        "student.hidden": normal(rows, depth), "student.head": normal(width, depth) / depth**0.5,
+        "teacher.hidden": normal(rows, teacher_depth), "teacher.head": normal(width, teacher_depth) / teacher_depth**0.5,
+    }
+    if mode == "half masked":
+        inputs["row_mask"] = torch.arange(rows) % 2
+    grads = {"student.hidden": torch.full_like(inputs["student.hidden"], float("nan"))}
+    if mode != "frozen head":
+        grads["student.head"] = torch.zeros(width, depth, device="cuda")
+    records, calls = [], {}
+    for loss in ("kl", "gjsd"):
+        config = {"loss": loss, "with": {**reference.PARAMETERS[loss], "temperature": TEMPERATURE}}
+        instance = Instance(library, "limbeck.fused-linear", config, stream)
+        calls[f"limbeck {loss}"] = instance.prepare(inputs, grads, 1.0)
+    peers = {"liger chunked gjsd": lambda: liger_fused(inputs), "torch eager kl": lambda: torch_fused(inputs, "kl")}
+    for name, make_peer in peers.items() if mode != "frozen head" else ():
+        try:
+            calls[name] = make_peer()
+            calls[name]()
+        except Exception as failure:  # a peer that fails is a result
+            calls.pop(name, None)
+            torch.cuda.empty_cache()
+            records.append({"implementation": name, "failed": f"{type(failure).__name__}: {failure}"[:300]})
+    for name, samples in timed(calls, seconds, 20).items():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        calls[name]()
+        torch.cuda.synchronize()
+        record = {"implementation": name, **summary(samples), "extra_bytes": torch.cuda.max_memory_allocated() - before}
+        if name.startswith("limbeck"):
+            record["gradient_error"] = fused_error(name.split()[1], inputs, grads["student.hidden"])
+        records.append(record)
+    # Products of both sides, of the states' gradient and of the head's.
+    per = 2 * rows * width * (1 if mode != "half masked" else 0.5)
+    flops = per * (depth * (2 if mode == "frozen head" else 3) + teacher_depth)
+    fixed = {"mode": f"fused, {mode}", "loss": "fused", "rows": rows, "width": width, "depths": [depth, teacher_depth]}
+    for record in records:
+        if "median_ms" in record:
+            record["tflop_s"] = flops / record["median_ms"] / 1e9
+    return [{**fixed, "flops": flops, **record} for record in records]
+
+
 def bench(library, args, write):
     stream = torch.cuda.current_stream().cuda_stream
     found = {"ceilings": ceilings(), "records": []}
@@ -226,8 +309,19 @@ def bench(library, args, write):
         found["records"] += bench_sparse(library, rows, width, 64, args.seconds, copy, stream)
         write(found)
         torch.cuda.empty_cache()
+    fused = [(256, 32000, 256, 512)] if args.small else [(8192, 128256, 2048, 4096), (8192, 128256, 4096, 4096)]
+    for shape in fused:
+        for mode in ("loss and gradients", "frozen head", "half masked"):
+            found["records"] += bench_fused(library, shape, mode, args.seconds, stream)
+            write(found)
+            torch.cuda.empty_cache()
     for record in found["records"]:
-        if "median_ms" in record:
+        if "tflop_s" in record:
+            print(
+                f"{record['mode']:26} {record['rows']:5}x{record['width']:<7} {record['depths']} {record['implementation']:20}"
+                f"{record['median_ms']:9.3f} ms {record['tflop_s']:6.0f} TFLOP/s"
+            )
+        elif "median_ms" in record:
             print(
                 f"{record['loss']:10} {record['rows']:5}x{record['width']:<7} {record['implementation']:28}"
                 f"{record['median_ms']:9.3f} ms {record['gb_s']:7.0f} GB/s {100 * record['of_copy']:5.1f} %"

@@ -198,6 +198,41 @@ class Checks:
         for loss in reference.PARAMETERS:
             self.run("accumulate", loss, lambda: check(loss))
 
+    def fused_case(self, loss, rows, width, dtype, chunk):
+        """Hidden states times a head: value and both gradients, every fifth row ignored, against float64."""
+        generator = torch.Generator().manual_seed(width)
+        normal = lambda *shape: torch.randn(*shape, generator=generator).to(dtype).to(self.device)
+        inputs = {
+            "student.hidden": normal(rows, 64), "student.head": normal(width, 64) / 4,
+            "teacher.hidden": normal(rows, 96), "teacher.head": normal(width, 96) / 4,
+            "row_mask": torch.tensor([int(n % 5 != 3) for n in range(rows)]),
+        }
+        config = {"loss": loss, "chunk": chunk, "with": {**reference.PARAMETERS[loss], "temperature": 2.0}}
+        grads = {
+            name: torch.full(inputs[name].shape, math.nan, dtype=torch.float32, device=self.device)
+            for name in ("student.hidden", "student.head")
+        }
+        instance = Instance(self.library, "limbeck.fused-linear", config)
+        try:
+            scalars = instance.prepare(inputs, grads, 2.0)()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+        finally:
+            instance.close()
+        value, exact = reference.fused(loss, inputs, 2.0, 2.0)
+        assert abs(scalars[0].item() - value.item()) <= 1e-5 * abs(value.item()) + 2e-7, f"value {scalars[0]}, {value}"
+        bound = 4e-3 if dtype == torch.bfloat16 else 2e-5
+        for name, wanted in exact.items():
+            error, norm = (grads[name].double() - wanted).norm().item(), wanted.norm().item()
+            assert error <= bound * norm, f"{name}: gradient error {error:.3e} of {norm:.3e}"
+
+    def fused(self, widths):
+        for width in widths:
+            for dtype in (torch.float32, torch.bfloat16):
+                for loss, chunk in (("kl", 0), ("gjsd", 64), ("tvd", 33), ("rkl", 7)):
+                    case = lambda: self.fused_case(loss, 97, width, dtype, chunk)
+                    self.run("fused", f"{loss} {width} {dtype} chunk {chunk}", case)
+
     def others(self, width):
         """Labels and a sparse teacher."""
         s, t = self.random(3, width, torch.float32)
@@ -231,6 +266,7 @@ def run(library, device, small):
     checks.shapes(widths, 3)
     for width in widths[1:]:
         checks.others(width)
+    checks.fused([7, 1032] if small else [7, 1001, 1024, 32000, 50257, 128256, 151936])
     wide = widths[-1] if small else 128256
     checks.determinism(wide, 3 if small else 20)
     checks.extremes(wide if small else 32000)

@@ -58,6 +58,17 @@ def value_and_grad(rows, s, normalizer):
     return value.detach(), grad
 
 
+def fused(loss, inputs, temperature, normalizer):
+    """Value and gradients of a loss on hidden states times a head, in float64; `row_mask` 0: ignored."""
+    names = ("student.hidden", "student.head")
+    leaves = [inputs[name].double().requires_grad_(True) for name in names]
+    teacher = inputs["teacher.hidden"].double() @ inputs["teacher.head"].double().T
+    counted = inputs["row_mask"].to(teacher.device) != 0
+    rows = dense(loss, (leaves[0] @ leaves[1].T)[counted], teacher[counted], temperature, parameter(loss))
+    value = rows.sum() / normalizer
+    return value.detach(), dict(zip(names, torch.autograd.grad(value, leaves)))
+
+
 PARAMETERS = {
     "kl": {}, "soft-ce": {}, "rkl": {}, "tvd": {}, "logit-mse": {},
     "sym-kl": {"lambda": 0.3}, "gjsd": {"beta": 0.5}, "skl": {"alpha": 0.1}, "srkl": {"alpha": 0.1},

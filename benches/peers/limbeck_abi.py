@@ -8,7 +8,8 @@ import json
 
 import torch
 
-OUTPUT, DIFFERENTIABLE = 1, 4
+OUTPUT, DIFFERENTIABLE, HOST_MEMORY = 1, 4, 32
+CPU = (1, 0)
 READ_ONLY, ACCUMULATE, SHAPE_ONLY, ABSENT = 1, 2, 4, 8
 CODES = {
     torch.float32: (2, 32), torch.float16: (2, 16), torch.bfloat16: (4, 16), torch.float64: (2, 64),
@@ -175,12 +176,12 @@ class Library:
         if status != 0:
             raise Failed(self.errors.text or f"status {status}")
 
-    def tensor(self, name, tensor, flags):
-        """A view; keeps what it points to alive."""
+    def tensor(self, name, tensor, flags, device=None):
+        """A view; keeps what it points to alive. On the library's device unless told else."""
         shape = (c.c_int64 * max(tensor.dim(), 1))(*tensor.shape)
         strides = (c.c_int64 * max(tensor.dim(), 1))(*tensor.stride())
         dl = DlTensor(
-            tensor.data_ptr(), Device(*self.device), tensor.dim(), DataType(*CODES[tensor.dtype], 1), shape, strides, 0
+            tensor.data_ptr(), Device(*(device or self.device)), tensor.dim(), DataType(*CODES[tensor.dtype], 1), shape, strides, 0
         )
         view = Tensor(string(name), dl, flags, 0)
         view.keep = (tensor, shape, strides)
@@ -221,11 +222,12 @@ class Instance:
     def prepare(self, inputs, grads, normalizer, grad_scale=1.0, accumulate=False):
         """A function that computes into `grads` and returns the tensors of value and metrics."""
         library = self.library
-        some = next(iter(inputs.values()))
-        names = [name for name, flags in self.ports if not flags & OUTPUT]
+        ports = [(name, CPU if flags & HOST_MEMORY else None) for name, flags in self.ports if not flags & OUTPUT]
+        names = [name for name, _ in ports]
+        some = next(inputs[name] for name, host in ports if name in inputs and not host)
         metrics = sum(1 for _, flags in self.ports if flags & OUTPUT)
         absent = Tensor(string(""), DlTensor(), ABSENT, 0)
-        views = [library.tensor(n, inputs[n], READ_ONLY) if n in inputs else absent for n in names]
+        views = [library.tensor(n, inputs[n], READ_ONLY, at) if n in inputs else absent for n, at in ports]
         flags = ACCUMULATE if accumulate else 0
         outs = [library.tensor(n, grads[n], flags) if n in grads else absent for n in names]
         scalars = torch.full((1 + metrics,), float("nan"), device=some.device)

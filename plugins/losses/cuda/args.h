@@ -89,7 +89,28 @@ struct TotalArgs {
   double *total;
 };
 
+constexpr int kListed = 1024;
+
+// Rows of a chunk and their weights, carried by the launch itself: a copy from host memory could not be captured.
+struct ListArgs {
+  double weights[kListed];
+  int32_t rows[kListed];
+  double *to_weights;
+  int32_t *to_rows;
+  int32_t count, reserved;
+};
+
+// Rows from one matrix to another. Row k comes from `from_rows[k]` and goes to `to_rows[k]`, without a list from and
+// to k; a negative source is a row of 0, a negative goal is left out.
+struct CopyArgs {
+  Matrix from, to;
+  const int32_t *from_rows, *to_rows;
+  int32_t columns;
+  uint32_t flags;
+};
+
 static_assert(sizeof(RowArgs) == 288 && sizeof(SparseArgs) == 392 && sizeof(FinishArgs) == 48, "args.rs");
 static_assert(sizeof(VectorTensor) == 72 && sizeof(VectorArgs) == 72 * kTensors + 48, "args.rs");
+static_assert(sizeof(ListArgs) == 12 * kListed + 24 && sizeof(CopyArgs) == 88, "args.rs");
 
 }  // namespace lmb

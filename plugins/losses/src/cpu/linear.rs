@@ -11,6 +11,8 @@ use super::{Matrix, Output, Pool, Slot, Sums, Weights};
 use crate::settings::{Divergence, NonFinite, Softening, Vocab};
 use std::ops::Range;
 
+/// Rows of a chunk unless a call names them.
+const CHUNK: usize = 128;
 /// Rows of a head that a product takes at once.
 const HEAD_ROWS: usize = 256;
 /// Rows of a chunk that a product takes at once.
@@ -49,7 +51,7 @@ pub struct LinearCall<'a> {
     pub vocab: Vocab,
     /// What becomes of infinite rows.
     pub non_finite: NonFinite,
-    /// Rows of a chunk.
+    /// Rows of a chunk; 0: 128.
     pub chunk: usize,
 }
 
@@ -67,7 +69,8 @@ pub fn run<P: Pool>(call: &LinearCall<'_>, pool: &P) -> Result<Sums, P::Error> {
         (0..grad.rows()).for_each(|v| grad.zero(v, 0));
     }
     let mut sums = Sums::default();
-    for (index, rows) in counted.chunks(call.chunk.max(1)).enumerate() {
+    let most = if call.chunk == 0 { CHUNK } else { call.chunk };
+    for (index, rows) in counted.chunks(most).enumerate() {
         let head_grad = call.head_grad.map(|grad| if index == 0 { grad } else { grad.adding() });
         let part = chunk(call, rows, head_grad, pool)?;
         sums.value += part.value;

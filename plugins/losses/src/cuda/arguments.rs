@@ -258,8 +258,48 @@ pub struct TotalArgs {
     pub total: *mut c_void,
 }
 
+/// Rows of one [`ListArgs`].
+pub const LISTED: usize = 1024;
+
+/// Rows of a chunk and their weights, carried by the launch itself.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct ListArgs {
+    /// w of each.
+    pub weights: [f64; LISTED],
+    /// Number of each; −1: none.
+    pub rows: [i32; LISTED],
+    /// Where the weights go.
+    pub to_weights: *mut c_void,
+    /// Where the rows go.
+    pub to_rows: *mut c_void,
+    /// How many are used.
+    pub count: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+/// Rows from one matrix to another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CopyArgs {
+    /// Absent: zeros.
+    pub from: Matrix,
+    /// Goal.
+    pub to: Matrix,
+    /// Source of each row, or NULL: its own number.
+    pub from_rows: *const c_void,
+    /// Goal of each row, or NULL: its own number.
+    pub to_rows: *const c_void,
+    /// Columns.
+    pub columns: i32,
+    /// [`ACCUMULATE`].
+    pub flags: u32,
+}
+
 const _: () = {
     assert!(size_of::<RowArgs>() == 288 && size_of::<SparseArgs>() == 392);
     assert!(size_of::<FinishArgs>() == 48 && size_of::<TotalArgs>() == 24);
     assert!(size_of::<VectorTensor>() == 72 && size_of::<VectorArgs>() == 72 * TENSORS + 48);
+    assert!(size_of::<ListArgs>() == 12 * LISTED + 24 && size_of::<CopyArgs>() == 88);
 };

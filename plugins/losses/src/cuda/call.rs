@@ -1,46 +1,14 @@
 //! A call of a loss as launches: one for the rows, one for the sums.
 
 use super::arguments::*;
-use super::plan::{self, Facts, Route};
+use super::plan;
+use super::prepared::{Gradient, Prepared, Site, Sums};
 use super::rows::Found;
 use super::session::Session;
 use crate::names::layered;
 use crate::settings::*;
 use limbeck_sdk::{Error, LossCall, Ports, Result};
-use std::f64::consts::LOG2_E;
 use std::ffi::c_void;
-
-/// The kernels of a divergence; `None`: it has none.
-pub fn family(divergence: Divergence) -> Option<&'static str> {
-    use Divergence as D;
-    Some(match divergence {
-        D::ForwardKl => "fkl",
-        D::SoftCe => "soft_ce",
-        D::ReverseKl => "rkl",
-        D::SymKl { .. } => "sym_kl",
-        D::Tvd => "tvd",
-        D::Gjsd { .. } => "gjsd",
-        D::Skl { .. } => "skl",
-        D::Srkl { .. } => "srkl",
-        D::LogitMse => "logit_mse",
-        _ => return None,
-    })
-}
-
-/// The two numbers of a divergence's arithmetic, and how large ∂ℓ/∂q can get.
-fn parameters(divergence: Divergence) -> (f32, f32, f64) {
-    use Divergence as D;
-    match divergence {
-        D::Gjsd { beta } => (beta as f32, 0.0, 1.0),
-        D::Skl { alpha } => (alpha as f32, 0.0, (1.0 - alpha) / alpha),
-        D::Srkl { alpha, detach } => {
-            let through = if detach { 0.0 } else { alpha as f32 };
-            ((1.0 - alpha) as f32, through, 1.0)
-        }
-        D::SymKl { lambda } => (lambda as f32, 0.0, 1.0),
-        _ => (0.0, 0.0, 1.0),
-    }
-}
 
 /// Value, metrics and gradients.
 pub fn compute(session: &Session, spec: &Spec, ports: &Ports, call: &LossCall<'_>) -> Result<()> {
@@ -49,156 +17,91 @@ pub fn compute(session: &Session, spec: &Spec, ports: &Ports, call: &LossCall<'_
         Spec::CrossEntropy(ce) => (labelled_rows(session, ce, ports, call)?, 1),
         Spec::Sparse(sparse) => (sparse_rows(session, sparse, ports, call)?, 1),
         Spec::Hidden(hidden) => hidden_rows(session, hidden, ports, call)?,
+        Spec::Linear(linear) => return super::linear::compute(session, linear, ports, call),
         _ => return Err(Error::unsupported("this loss has no CUDA kernel")),
     };
-    finish(session, call, rows * pairs, pairs)
+    let slots = slots(call, rows * pairs, 0)?;
+    let stream = call.context().abi().stream.handle;
+    // SAFETY: slots of the rows above; outputs of the call on this device (checked), lent in the stream's order (R10).
+    unsafe { sums(session, call, pairs)?.launch(session.device, stream, slots, rows * pairs) }
 }
 
 /// Where rows of pair `pair` leave their shares.
 fn slots(call: &LossCall<'_>, rows: usize, pair: usize) -> Result<*mut c_void> {
-    let (start, bytes) = call.workspace();
     let needed = (pair + 1) * rows * plan::SLOT_BYTES;
-    if bytes < needed as u64 || (rows > 0 && start.is_null()) {
-        let message = format!("a workspace of {bytes} bytes, plan() asked for {needed} or more");
-        return Err(Error::invalid_argument(message));
-    }
+    let start = workspace(call, needed)?;
     Ok(start.wrapping_add(pair * rows * plan::SLOT_BYTES).cast())
 }
 
-fn finish(session: &Session, call: &LossCall<'_>, count: usize, pairs: usize) -> Result<()> {
+/// The workspace, if it has so many bytes.
+pub(super) fn workspace(call: &LossCall<'_>, needed: usize) -> Result<*mut u8> {
+    let (start, bytes) = call.workspace();
+    if bytes < needed as u64 || (needed > 0 && start.is_null()) {
+        let message = format!("a workspace of {bytes} bytes, plan() asked for {needed} or more");
+        return Err(Error::invalid_argument(message));
+    }
+    Ok(start)
+}
+
+/// Where value and metrics go, for the mean over `pairs`.
+pub(super) fn sums(session: &Session, call: &LossCall<'_>, pairs: usize) -> Result<Sums> {
     let raw = call.abi();
     let metric = |i: u64| match i < raw.num_metrics {
         true => session.scalar(raw.metrics.wrapping_add(i as usize)),
         false => Ok(std::ptr::null_mut()),
     };
-    let arguments = FinishArgs {
-        slots: slots(call, count, 0)?,
-        count: count as i64,
-        value: session.scalar(raw.value)?,
-        dead: metric(0)?,
-        infinite: metric(1)?,
-        normalizer: call.normalizer() * pairs as f64,
-    };
-    let shape = plan::Shape { threads: 256, cluster: 1, shared_bytes: plan::SUM_SHARED };
-    let stream = call.context().abi().stream.handle;
-    // SAFETY: arguments of `finish`; buffers of the call on this device (checked), lent in the stream's order (R10).
-    unsafe { session.device.launch("finish", shape, 1, &arguments, stream) }
+    let (value, dead, infinite) = (session.scalar(raw.value)?, metric(0)?, metric(1)?);
+    Ok(Sums { value, dead, infinite, normalizer: call.normalizer() * pairs as f64 })
 }
 
-/// The rows of a call before what is particular to a loss.
-struct Prepared {
-    arguments: RowArgs,
-    facts: Facts,
-    rows: usize,
-}
-
-fn prepare(
-    session: &Session,
-    call: &LossCall<'_>,
-    student: &Found,
-    teacher: Option<&Found>,
-    grad: Option<Found>,
-    accumulates: bool,
-) -> Result<Prepared> {
-    let width = student.columns;
-    let accumulate = if accumulates { ACCUMULATE } else { 0 };
-    let layout = grad.map(|grad| grad.layout);
-    let vectors = if plan::stores_vectors(layout) { VECTOR_STORE } else { 0 };
-    let arguments = RowArgs {
-        student: student.matrix,
-        teacher: teacher.map_or(Matrix::ABSENT, |teacher| teacher.matrix),
-        grad: grad.map_or(Matrix::ABSENT, |grad| grad.matrix),
-        class_mask: Column::ABSENT,
-        targets: Column::ABSENT,
-        rows: session.rows(call, student.rows)?,
+/// Rows of the call, `pair` of the pairs of layers.
+fn site(session: &Session, call: &LossCall<'_>, rows: usize, pair: usize) -> Result<Site> {
+    Ok(Site {
+        device: session.device,
+        stream: call.context().abi().stream.handle,
+        rows: session.rows(call, rows)?,
+        slots: slots(call, rows, pair)?,
         grad_factor: call.grad_factor(),
-        loss_factor: 1.0,
-        student_scale: LOG2_E as f32,
-        teacher_scale: LOG2_E as f32,
-        first: 0.0,
-        second: 0.0,
-        width: width as i32,
-        teacher_width: teacher.map_or(0, |teacher| teacher.columns) as i32,
-        columns: width as i32,
-        slice: 0,
-        flags: accumulate | vectors,
-        reserved: 0,
-        slots: slots(call, student.rows, 0)?,
-    };
-    let facts = Facts {
-        width,
-        student: student.layout,
-        teacher: teacher.map(|teacher| teacher.layout),
-        grad: layout,
-        masked: false,
-        clustered: false,
-        kept: None,
-    };
-    Ok(Prepared { arguments, facts, rows: student.rows })
+    })
 }
 
-/// The gradient of input `name`, and whether it adds.
-fn grad_of(
+/// Where the gradient of input `name` goes, if it is wanted.
+pub(super) fn grad_of(
     session: &Session,
     ports: &Ports,
     call: &LossCall<'_>,
     name: &str,
     of: &Found,
-) -> Result<(Option<Found>, bool)> {
+) -> Result<Option<Gradient>> {
     let missing = || Error::internal(format!("no port `{name}`"));
     let index = ports.input_index(name).ok_or_else(missing)?;
-    let Some(view) = call.grad(index)? else { return Ok((None, false)) };
-    Ok((Some(session.grad(&view, of)?), view.accumulate()))
+    let Some(view) = call.grad(index)? else { return Ok(None) };
+    Ok(Some(Gradient { to: session.grad(&view, of)?, adds: view.accumulate() }))
 }
 
-impl Prepared {
-    fn drops(&mut self, non_finite: NonFinite) {
-        if non_finite == NonFinite::ZeroAndCount {
-            self.arguments.flags |= ZERO_AND_COUNT;
-        }
-    }
-
-    fn soften(&mut self, softening: Softening) {
-        self.arguments.student_scale = (LOG2_E / softening.student) as f32;
-        self.arguments.teacher_scale = (LOG2_E / softening.teacher) as f32;
-        self.arguments.grad_factor *= softening.factor / softening.student;
-        self.arguments.loss_factor = softening.factor;
-    }
-
-    fn masks(&mut self, class_mask: Column) {
-        self.arguments.class_mask = class_mask;
-        self.facts.masked = !class_mask.data.is_null();
-    }
-
-    /// The kernel; its slice goes into the arguments.
-    fn route(&mut self, session: &Session) -> Route {
-        let route = plan::route(&self.facts, session.device.capability());
-        if let Route::Cluster { slice, .. } = route {
-            self.arguments.slice = slice as i32;
-        }
-        route
-    }
-
-    /// Launches the rows.
-    fn launch(&mut self, session: &Session, call: &LossCall<'_>, family: &str) -> Result<usize> {
-        let route = self.route(session);
-        let dtype = self.facts.student.dtype;
-        let shape = route.shape(self.facts.width, dtype, None);
-        let stream = call.context().abi().stream.handle;
-        let name = route.kernel(family, dtype);
-        // SAFETY: arguments of the family's kernels; views of the call on this device (checked), lent in the
-        // stream's order (R10).
-        unsafe { session.device.launch(&name, shape, self.rows, &self.arguments, stream) }?;
-        Ok(self.rows)
-    }
-}
-
-fn same_rows(student: &Found, teacher: &Found, name: &str) -> Result<()> {
-    if student.rows == teacher.rows {
+/// Refuses a teacher of another number of rows.
+pub(super) fn same_rows(rows: usize, teacher: &Found, name: &str) -> Result<()> {
+    if rows == teacher.rows {
         return Ok(());
     }
-    let message = format!("{} rows for {} of the student", teacher.rows, student.rows);
+    let message = format!("{} rows for {rows} of the student", teacher.rows);
     Err(Error::invalid_argument(message).tensor(name))
+}
+
+/// Rows of `student.logits`, beside those of a dense teacher if there is one.
+fn logit_rows(
+    session: &Session,
+    ports: &Ports,
+    call: &LossCall<'_>,
+    teacher: Option<&str>,
+) -> Result<Prepared> {
+    let student = session.matrix(call, "student.logits")?;
+    let found = teacher.map(|name| session.matrix(call, name)).transpose()?;
+    if let (Some(found), Some(name)) = (&found, teacher) {
+        same_rows(student.rows, found, name)?;
+    }
+    let grad = grad_of(session, ports, call, "student.logits", &student)?;
+    Ok(Prepared::new(&site(session, call, student.rows, 0)?, &student, found.as_ref(), grad))
 }
 
 fn dense_rows(
@@ -207,31 +110,12 @@ fn dense_rows(
     ports: &Ports,
     call: &LossCall<'_>,
 ) -> Result<usize> {
-    let student = session.matrix(call, "student.logits")?;
-    let teacher = session.matrix(call, "teacher.logits")?;
-    same_rows(&student, &teacher, "teacher.logits")?;
-    let (grad, adds) = grad_of(session, ports, call, "student.logits", &student)?;
-    let mut row = prepare(session, call, &student, Some(&teacher), grad, adds)?;
-    row.drops(dense.non_finite);
+    let mut row = logit_rows(session, ports, call, Some("teacher.logits"))?;
     row.masks(session.column(call, "class_mask")?);
-    if dense.divergence != Divergence::LogitMse {
-        row.soften(dense.softening);
-        row.facts.clustered = true;
-    }
-    let width = match dense.vocab {
-        Vocab::StudentTail => student.columns,
-        _ => student.columns.min(teacher.columns),
-    };
-    row.facts.width = width;
-    row.arguments.width = width as i32;
-    let (first, second, largest) = parameters(dense.divergence);
-    (row.arguments.first, row.arguments.second) = (first, second);
-    if plan::keeps_narrow(row.facts.grad, largest) {
-        row.arguments.flags |= NARROW_U;
-    }
-    let family = family(dense.divergence)
-        .ok_or_else(|| Error::unsupported("this divergence has no CUDA kernel"))?;
-    row.launch(session, call, family)
+    let rows = row.rows;
+    // SAFETY: views of the call on this device (checked), lent in the stream's order (R10).
+    unsafe { row.diverge(dense) }?;
+    Ok(rows)
 }
 
 fn labelled_rows(
@@ -240,9 +124,7 @@ fn labelled_rows(
     ports: &Ports,
     call: &LossCall<'_>,
 ) -> Result<usize> {
-    let student = session.matrix(call, "student.logits")?;
-    let (grad, adds) = grad_of(session, ports, call, "student.logits", &student)?;
-    let mut row = prepare(session, call, &student, None, grad, adds)?;
+    let mut row = logit_rows(session, ports, call, None)?;
     row.drops(ce.non_finite);
     row.masks(session.column(call, "class_mask")?);
     row.arguments.first = ce.smoothing as f32;
@@ -250,7 +132,10 @@ fn labelled_rows(
     if row.arguments.rows.labels.data.is_null() {
         return Err(Error::invalid_argument("`labels` is absent").tensor("labels"));
     }
-    row.launch(session, call, "ce")
+    let rows = row.rows;
+    // SAFETY: as in `dense_rows`.
+    unsafe { row.launch("ce") }?;
+    Ok(rows)
 }
 
 fn sparse_rows(
@@ -259,13 +144,11 @@ fn sparse_rows(
     ports: &Ports,
     call: &LossCall<'_>,
 ) -> Result<usize> {
-    let student = session.matrix(call, "student.logits")?;
-    let (grad, adds) = grad_of(session, ports, call, "student.logits", &student)?;
-    let mut row = prepare(session, call, &student, None, grad, adds)?;
+    let mut row = logit_rows(session, ports, call, None)?;
     row.drops(sparse.non_finite);
     row.soften(sparse.softening);
     let values = session.matrix(call, "teacher.topk.values")?;
-    same_rows(&student, &values, "teacher.topk.values")?;
+    same_rows(row.rows, &values, "teacher.topk.values")?;
     let indices = session.matrix(call, "teacher.topk.indices")?;
     if (indices.rows, indices.columns) != (values.rows, values.columns) {
         let (rows, columns) = (indices.rows, indices.columns);
@@ -281,7 +164,7 @@ fn sparse_rows(
     }
     row.facts.clustered = true;
     row.facts.kept = Some(values.columns);
-    let route = row.route(session);
+    let route = row.route();
     let arguments = SparseArgs {
         row: row.arguments,
         indices: indices.matrix,
@@ -304,7 +187,7 @@ fn sparse_rows(
     }
     let stream = call.context().abi().stream.handle;
     let name = route.kernel("sparse", dtype);
-    // SAFETY: arguments of the sparse kernels; as in `Prepared::launch`.
+    // SAFETY: arguments of the sparse kernels; as in `dense_rows`.
     unsafe { session.device.launch(&name, shape, row.rows, &arguments, stream) }?;
     Ok(row.rows)
 }
@@ -325,13 +208,15 @@ fn hidden_rows(
         let teacher_name = layered("teacher.hidden", pair.map(|pair| pair[1]));
         let student = session.matrix(call, &student_name)?;
         let teacher = session.matrix(call, &teacher_name)?;
-        same_rows(&student, &teacher, &teacher_name)?;
-        let (grad, adds) = grad_of(session, ports, call, &student_name, &student)?;
+        same_rows(student.rows, &teacher, &teacher_name)?;
+        let mut grad = grad_of(session, ports, call, &student_name, &student)?;
         // A layer that stands in two pairs gets the sum of both gradients.
-        let adds = adds || written.contains(&student_name);
-        let mut row = prepare(session, call, &student, Some(&teacher), grad, adds)?;
+        if let Some(grad) = grad.as_mut().filter(|_| written.contains(&student_name)) {
+            grad.adds = true;
+        }
+        let site = site(session, call, student.rows, index)?;
+        let mut row = Prepared::new(&site, &student, Some(&teacher), grad);
         row.arguments.grad_factor /= pairs as f64;
-        row.arguments.slots = slots(call, student.rows, index)?;
         let family = match hidden.kind {
             HiddenKind::Cosine { margin } => {
                 row.arguments.first = margin as f32;
@@ -340,7 +225,9 @@ fn hidden_rows(
             }
             _ => "hidden_mse",
         };
-        rows = row.launch(session, call, family)?;
+        rows = row.rows;
+        // SAFETY: as in `dense_rows`.
+        unsafe { row.launch(family) }?;
         written.push(student_name);
     }
     Ok((rows, pairs))

@@ -99,10 +99,10 @@ driver! {
 
 /// # Safety
 /// The symbol has type `T`.
-unsafe fn symbol<T: Copy>(library: &Library, name: &str) -> Result<T, String> {
+pub(super) unsafe fn symbol<T: Copy>(library: &Library, name: &str) -> Result<T, String> {
     // SAFETY: the caller's promise.
     let found = unsafe { library.get::<T>(name.as_bytes()) };
-    found.map(|symbol| *symbol).map_err(|_| format!("the driver has no {name}"))
+    found.map(|symbol| *symbol).map_err(|_| format!("it has no {name}"))
 }
 
 /// Why there is no driver.

@@ -26,13 +26,14 @@ macro_rules! image {
 }
 
 /// All of them. Those of sm_90 load on compute capability 9.0 alone, the others on 8.0 and later.
-pub static IMAGES: [Image; 6] = [
+pub static IMAGES: [Image; 7] = [
     image!("dense_sm80"),
     image!("dense_sm90"),
     image!("single_sm80"),
     image!("pair"),
     image!("vector"),
     image!("single_sm90"),
+    image!("linear"),
 ];
 
 /// Index in [`IMAGES`] of the one with kernel `name`.
@@ -47,6 +48,8 @@ pub fn of_kernel(name: &str) -> usize {
         3
     } else if starts(&["vector_", "finish"]) {
         4
+    } else if starts(&["linear_"]) {
+        6
     } else {
         0
     }

@@ -5,17 +5,22 @@
 //! * [`plan`]: which kernel serves a call and how it is launched; pure, so that it is tested without a GPU.
 //! * [`arguments`]: what kernels are given, as `cuda/args.h` reads it.
 //! * [`session`], [`call`]: one instance on one GPU, and a call of the contract on borrowed device memory.
+//! * [`linear`]: losses on hidden states times a head, in [`chunks`], with products of cuBLASLt ([`lt`]).
 //! * [`vector`]: `lmb.vector/1` for the host's optimizer.
 //!
 //! A call launches kernels and nothing else: no allocation, no wait, nothing that a CUDA graph cannot capture.
 
 pub mod arguments;
 mod call;
+pub mod chunks;
 pub mod driver;
 mod images;
 pub mod launch;
+pub mod linear;
+pub mod lt;
 pub mod plan;
-mod rows;
+pub mod prepared;
+pub mod rows;
 pub mod session;
 pub mod vector;
 
@@ -39,6 +44,7 @@ pub const ON_GPU: &[&str] = &[
     "limbeck.topk-both-renorm",
     "limbeck.cosine",
     "limbeck.hidden-mse",
+    "limbeck.fused-linear",
 ];
 
 const fn same(a: &str, b: &str) -> bool {

@@ -223,8 +223,15 @@ pub const FAMILIES: &[&str] = &[
 /// Families with a kernel for clusters as well.
 pub const CLUSTERED: &[&str] = &["fkl", "soft_ce", "rkl", "sym_kl", "tvd", "gjsd", "skl", "srkl"];
 /// Kernels without a family.
-pub const OTHERS: &[&str] =
-    &["finish", "vector_combine", "vector_dot", "vector_adamw", "vector_total"];
+pub const OTHERS: &[&str] = &[
+    "finish",
+    "vector_combine",
+    "vector_dot",
+    "vector_adamw",
+    "vector_total",
+    "linear_list",
+    "linear_copy",
+];
 
 /// Float types that kernels take.
 pub fn is_taken(dtype: DType) -> bool {

@@ -1,7 +1,9 @@
 //! A loss instance on a GPU, from activation to deactivation.
 
 use super::launch::{Device, device};
-use super::plan;
+use super::lt::{Lt, lt};
+use super::prepared::family;
+use super::{linear, plan};
 use crate::settings::{Hidden, HiddenKind, Projector, Spec};
 use limbeck_sdk::{Activation, Error, LossCall, Ports, Result, Views, abi};
 
@@ -9,30 +11,38 @@ use limbeck_sdk::{Activation, Error, LossCall, Ports, Result, Views, abi};
 #[derive(Clone, Copy, Debug)]
 pub struct Session {
     pub(super) device: &'static Device,
+    /// Of losses that multiply matrices.
+    pub(super) lt: Option<&'static Lt>,
 }
 
 impl Session {
     /// The GPU of the activation's stream; `None` on a CPU.
     ///
     /// # Errors
-    /// LMB_DEVICE without a driver, LMB_UNSUPPORTED for other devices and for losses without kernels.
+    /// LMB_DEVICE without a driver, or without cuBLASLt if the loss needs it; LMB_UNSUPPORTED for other devices and for losses without kernels.
     pub fn open(spec: &Spec, activation: &Activation<'_>) -> Result<Option<Self>> {
         let target = activation.abi().stream.device;
         match target.device_type {
             abi::DL_CPU => Ok(None),
             abi::DL_CUDA => {
                 is_supported(spec)?;
-                Ok(Some(Self { device: device(target.device_id)? }))
+                let device = device(target.device_id)?;
+                let products = matches!(spec, Spec::Linear(_));
+                let lt = if products { Some(lt(target.device_id)?) } else { None };
+                Ok(Some(Self { device, lt }))
             }
             other => Err(Error::unsupported(format!("no kernels for device type {other}"))),
         }
     }
 
-    /// Bytes of workspace: a slot a row, for each pair of layers.
+    /// Bytes of workspace: a slot a row, for each pair of layers; of a fused loss its chunks.
     ///
     /// # Errors
     /// LMB_UNSUPPORTED for f64, more than 1024 kept columns, more columns than fit.
     pub fn plan(&self, spec: &Spec, ports: &Ports, inputs: &Views<'_>) -> Result<u64> {
+        if let Spec::Linear(fused) = spec {
+            return linear::plan(self, fused, inputs);
+        }
         let mut rows = 0;
         for port in ports.inputs() {
             let Some(view) = inputs.named(port.name())? else { continue };
@@ -83,7 +93,8 @@ fn is_supported(spec: &Spec) -> Result<()> {
         matches!(hidden.kind, HiddenKind::Mse { projector: Projector::Linear, .. })
     };
     match spec {
-        Spec::Dense(dense) if super::call::family(dense.divergence).is_some() => Ok(()),
+        Spec::Dense(dense) if family(dense.divergence).is_some() => Ok(()),
+        Spec::Linear(linear) if family(linear.dense.divergence).is_some() => Ok(()),
         Spec::CrossEntropy(_) | Spec::Sparse(_) => Ok(()),
         Spec::Hidden(hidden) if projected(hidden) => {
             let message =

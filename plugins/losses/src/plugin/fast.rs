@@ -36,10 +36,13 @@ fn flags(call: &LossCall<'_>, port: &str) -> Result<Option<Vec<bool>>> {
 }
 
 /// Port of a mask, and whether it keeps a column of a row.
-type Mask<'m> = (&'static str, &'m dyn Fn(usize, usize) -> bool);
+pub type Mask<'m> = (&'static str, &'m dyn Fn(usize, usize) -> bool);
 
 /// Refuses a counted label outside `[0, width)`, and on a column that a mask removes from its row.
-fn check_labels(
+///
+/// # Errors
+/// BAD_DATA naming the row.
+pub fn check_labels(
     counted: &Counted<'_>,
     rows: usize,
     width: usize,

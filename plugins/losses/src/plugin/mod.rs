@@ -13,3 +13,5 @@ mod ports;
 mod shapes;
 
 pub use catalogue::*;
+#[cfg(feature = "cuda")]
+pub(crate) use fast::check_labels;

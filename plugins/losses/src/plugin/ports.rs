@@ -64,13 +64,14 @@ fn linear_ports(linear: &Linear) -> Ports {
     let width = if linear.dense.vocab == Vocab::Strict { "V" } else { "Vt" };
     let head = "bind it to the student's output layer, such as student.params.lm_head.weight";
     let teacher = |name: &str, shape: String| Port::input(name, shape).optional();
-    Ports::new()
+    let ports = Ports::new()
         .with(Port::input("student.hidden", "N,H").differentiable().doc("states under the head"))
         .with(Port::input("student.head", "V,H").differentiable().doc(head))
         .with(teacher("teacher.logits", format!("N,{width}")).doc("or the two below"))
         .with(teacher("teacher.hidden", "N,Ht".into()).doc("the teacher's states"))
-        .with(teacher("teacher.head", format!("{width},Ht")).doc("the teacher's head, constant"))
-        .counting()
+        .with(teacher("teacher.head", format!("{width},Ht")).doc("the teacher's head, constant"));
+    // Products are as large as the number of rows that count, which is not to be waited for.
+    Ports::new().counting().iter().fold(ports, |ports, port| ports.with(port.clone().host_memory()))
 }
 
 fn sparse_ports(sparse: &Sparse) -> Ports {

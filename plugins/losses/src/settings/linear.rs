@@ -10,7 +10,7 @@ use super::{BadSetting, Dense, Settings, Spec, parse, within};
 pub struct Linear {
     /// What is computed of the logits.
     pub dense: Dense,
-    /// Rows whose logits exist at once.
+    /// Rows whose logits exist at once; 0: chosen for the device.
     pub chunk: usize,
 }
 
@@ -72,16 +72,14 @@ settings! {
         loss: Fused = Fused::Kl,
         /// Its settings, as under its own `with`.
         with: serde_json::Map<String, serde_json::Value> = serde_json::Map::new(),
-        /// Rows whose logits are in memory at once.
-        #[schemars(range(min = 1, max = 65536))]
-        chunk: u32 = 128,
+        /// Rows whose logits are in memory at once; 0: 128 on a CPU, on a GPU as many as 2 GiB hold, at least 512.
+        #[schemars(range(max = 65536))]
+        chunk: u32 = 0,
     }
 }
 impl Settings for FusedLinearSettings {
     fn resolve(&self) -> Result<Spec, BadSetting> {
-        let range = "from 1 to 65536";
-        let chunk =
-            within("/chunk", f64::from(self.chunk), |c| (1.0..=65536.0).contains(&c), range)?;
+        let chunk = within("/chunk", f64::from(self.chunk), |c| c <= 65536.0, "from 0 to 65536")?;
         let inner = parse(self.loss.name(), &serde_json::Value::Object(self.with.clone()));
         let inner =
             inner.map_err(|bad| BadSetting::new(&format!("/with{}", bad.pointer), bad.message))?;

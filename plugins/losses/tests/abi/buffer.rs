@@ -18,6 +18,7 @@ pub struct Buffer {
     strides: Vec<i64>,
     bytes: Vec<u64>,
     offset: usize,
+    pub device: abi::DLDevice,
     pub flags: u64,
 }
 
@@ -41,7 +42,8 @@ impl Buffer {
         let offset = GUARD + shift * dtype.bytes();
         let bytes = vec![u64::MAX; (offset + span as usize * dtype.bytes() + GUARD).div_ceil(8)];
         let name = name.to_owned();
-        let mut buffer = Self { name, dtype, shape, strides, bytes, offset, flags: 0 };
+        let device = DEVICE.get();
+        let mut buffer = Self { name, dtype, shape, strides, bytes, offset, device, flags: 0 };
         buffer.fill(&array.data);
         buffer
     }
@@ -112,7 +114,7 @@ impl Buffer {
             name: abi::Str::new(&self.name),
             t: abi::DLTensor {
                 data: self.bytes.as_mut_ptr().cast(),
-                device: DEVICE.get(),
+                device: self.device,
                 ndim: self.shape.len() as i32,
                 dtype: self.dtype,
                 shape: self.shape.as_mut_ptr(),

@@ -158,7 +158,7 @@ pub fn context() -> abi::Ctx {
 pub struct Options {
     /// Of float inputs.
     pub dtype: abi::DLDataType,
-    /// Of gradients.
+    /// Of gradients; of a head f32 if this is narrower.
     pub grad_dtype: abi::DLDataType,
     pub normalizer: f64,
     pub grad_scale: f64,
@@ -318,7 +318,9 @@ impl Instance {
             .map(|port| {
                 let wanted = options.grads && port.flags & abi::PORT_DIFFERENTIABLE != 0;
                 let name = text(port.name);
-                wanted.then(|| grad_buffer(&name, &inputs[&name], options.grad_dtype, options))
+                let narrow = name == "student.head" && options.grad_dtype.bytes() < 4;
+                let dtype = if narrow { abi::DLDataType::F32 } else { options.grad_dtype };
+                wanted.then(|| grad_buffer(&name, &inputs[&name], dtype, options))
             })
             .collect();
         let mut param_grads: Vec<Buffer> = specs
@@ -436,6 +438,9 @@ fn input_buffer(port: &abi::Port, inputs: &Inputs, options: Options) -> Option<B
     let dtype = if integer { abi::DLDataType::I64 } else { dtype };
     let mut buffer = Buffer::new(&name, dtype, array, options.layout);
     buffer.flags = abi::TENSOR_READ_ONLY;
+    if port.flags & abi::PORT_HOST_MEMORY != 0 {
+        buffer.device = abi::DLDevice::CPU;
+    }
     Some(buffer)
 }
 

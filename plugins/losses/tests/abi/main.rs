@@ -4,6 +4,7 @@ mod buffer;
 mod contract;
 mod extremes;
 mod fused;
+mod fused_cases;
 mod golden_cases;
 mod host;
 mod peers;

@@ -1,9 +1,10 @@
-//! The emulated driver: built from the kernels' sources by the C++ compiler, opened in place of libcuda.so.1.
+//! The emulated driver, built from the kernels' sources by the C++ compiler, and a stand-in for cuBLASLt, opened in
+//! place of libcuda.so.1 and libcublasLt.so.13.
 
 use crate::buffer::DEVICE;
 use crate::host::module;
 use libloading::os::unix::{Library, RTLD_NOW};
-use limbeck_losses::cuda::driver;
+use limbeck_losses::cuda::{driver, lt};
 use limbeck_sdk::abi;
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
@@ -15,17 +16,21 @@ pub const HOPPER: i32 = 0;
 /// The GPU that says it is sm_80.
 pub const AMPERE: i32 = 1;
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 11] = [
     "dense_sm80.cu",
     "dense_sm90.cu",
     "single_sm80.cu",
     "single_sm90.cu",
     "pair.cu",
     "vector.cu",
+    "linear.cu",
     "emulate/machine.cc",
     "emulate/driver.cc",
     "emulate/arithmetic.cc",
+    PRODUCTS,
 ];
+/// Goes into a library of its own.
+const PRODUCTS: &str = "emulate/cublaslt.cc";
 
 /// The kernels' folder.
 pub fn kernels() -> PathBuf {
@@ -42,6 +47,7 @@ fn compile(source: &str, object: &Path) -> Command {
     command
 }
 
+/// The folder with both libraries.
 fn build() -> PathBuf {
     let folder =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda-{}", std::process::id()));
@@ -57,24 +63,32 @@ fn build() -> PathBuf {
     for (mut running, source) in running.collect::<Vec<_>>().into_iter().zip(SOURCES) {
         assert!(running.wait().expect("it runs").success(), "{source} does not compile");
     }
-    let library = folder.join("libcuda.so.1");
-    let mut link = Command::new("c++");
-    link.arg("-shared").arg("-o").arg(&library).args(&objects);
-    assert!(link.status().expect("a linker").success());
-    library
+    let (products, driver): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        objects.iter().partition(|object| object.ends_with("emulate-cublaslt.o"));
+    for (library, objects) in [("libcuda.so.1", driver), ("libcublasLt.so.13", products)] {
+        let mut link = Command::new("c++");
+        link.arg("-shared").arg("-o").arg(folder.join(library)).args(objects);
+        assert!(link.status().expect("a linker").success());
+    }
+    folder
 }
 
 /// The emulated driver, opened once and before the library asks for one.
 pub fn emulator() -> &'static Library {
     static EMULATOR: OnceLock<Library> = OnceLock::new();
     EMULATOR.get_or_init(|| {
-        let path = build();
+        let folder = build();
+        let path = folder.join("libcuda.so.1");
         // SAFETY: our own library, whose only initialisers register kernels.
         let library = unsafe { Library::open(Some(&path), RTLD_NOW) }.expect("the emulator opens");
         driver::choose(&path);
         driver::driver().expect("the emulated driver");
+        lt::choose(&folder.join("libcublasLt.so.13"));
+        for ordinal in [HOPPER, AMPERE] {
+            lt::lt(ordinal).expect("the stand-in for cuBLASLt");
+        }
         module();
-        std::fs::remove_dir_all(path.parent().expect("a folder")).expect("ours");
+        std::fs::remove_dir_all(&folder).expect("ours");
         library
     })
 }

@@ -6,6 +6,7 @@ mod arithmetic;
 mod emulator;
 mod extremes;
 mod golden_cases;
+mod linear;
 mod names;
 mod plan;
 mod rows;
@@ -13,6 +14,8 @@ mod vector;
 
 #[path = "../abi/buffer.rs"]
 mod buffer;
+#[path = "../abi/fused_cases.rs"]
+mod fused_cases;
 #[path = "../../src/golden.rs"]
 #[allow(dead_code)]
 mod golden;

@@ -47,8 +47,9 @@ pub fn logits(width: usize) -> Inputs {
 
 pub fn rounded(inputs: &Inputs, dtype: abi::DLDataType) -> Inputs {
     let mut rounded = inputs.clone();
-    let float =
-        |name: &str| ["logits", "hidden", "values", "tail"].iter().any(|f| name.contains(f));
+    let float = |name: &str| {
+        ["logits", "hidden", "head", "values", "tail"].iter().any(|f| name.contains(f))
+    };
     for (name, array) in rounded.iter_mut().filter(|(name, _)| float(name)) {
         array.data = Buffer::new(name, dtype, array, (0, 0)).read();
     }
