@@ -3,7 +3,7 @@
 # where it is installed, and the comparison with PyTorch and Liger. Needs a tree built with
 #   plugins/losses/cuda/toolkit.sh && cargo build --release --workspace --features limbeck-losses/cuda
 # and a Python with PyTorch for CUDA (PYTHON; .venv of benches/peers/setup.sh by default). liger-kernel is optional.
-# Without a GPU: benches/gpu.sh --rehearse DIR, with the emulated libcuda.so.1 in DIR.
+# Without a GPU: benches/gpu.sh --rehearse DIR, with the emulated libcuda.so.1 and libcublasLt.so.13 in DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
@@ -13,7 +13,7 @@ kd=benches/peers/kd.py
 if [ "${1:-}" = --rehearse ]; then
     out=$(mktemp)
     trap 'rm -f "$out"' EXIT
-    LD_LIBRARY_PATH="$2" "$python" "$kd" --library "$library" --rehearse --out "$out"
+    LD_LIBRARY_PATH="$2" LIMBECK_CUDA_LIB_DIR="$2" "$python" "$kd" --library "$library" --rehearse --out "$out"
     exit
 fi
 nvidia-smi
