@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --workspace
-for bench in abi data losses startup step encoder; do
+for bench in abi data losses startup step encoder job; do
     echo "== $bench"
     cargo bench --workspace --bench "$bench"
 done

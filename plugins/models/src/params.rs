@@ -53,9 +53,9 @@ impl Init {
             Self::Zeros => vec![0.0; count],
             Self::Ones => vec![1.0; count],
             Self::Uniform { bound } => {
-                stream.uniform(count).map(|u| (2.0 * u - 1.0) * bound).collect()
+                stream.uniform(count).into_iter().map(|u| (2.0 * u - 1.0) * bound).collect()
             }
-            Self::Normal { std } => stream.normal(count).map(|u| u * std).collect(),
+            Self::Normal { std } => stream.normal(count).into_iter().map(|u| u * std).collect(),
         }
     }
 }

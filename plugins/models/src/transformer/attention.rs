@@ -47,8 +47,9 @@ impl Heads {
 /// What attention reads of a sequence.
 #[derive(Clone, Copy)]
 pub(super) struct Sequence<'a, T> {
-    /// Number in the batch, number of rows, padded length.
+    /// Number in the batch; rows that ask, rows that are seen, padded length.
     pub(super) index: usize,
+    pub(super) queries: usize,
     pub(super) length: usize,
     pub(super) width: usize,
     /// Rows of the model's width.
@@ -61,9 +62,9 @@ pub(super) struct Sequence<'a, T> {
 }
 
 impl<T: Element> Sequence<'_, T> {
-    /// `q kᵀ/√dim` of a head, `[length, length]`.
+    /// `q kᵀ/√dim` of a head, `[queries, length]`.
     pub(super) fn scores(&self, heads: Heads, head: usize, out: &mut [T]) -> Result<()> {
-        let query = heads.part(self.query, head, self.length);
+        let query = heads.part(self.query, head, self.queries);
         let key = heads.part(self.key, head, self.length).transposed();
         let scale = heads.scale();
         matmul_serial(Target { out, row_stride: self.length, accumulate: false, scale }, query, key)
@@ -85,7 +86,7 @@ impl<T: Element> Sequence<'_, T> {
         scratch: &mut Vec<T>,
         mut tap: Option<&mut [T]>,
     ) -> Result<()> {
-        let square = self.length * self.length;
+        let square = self.queries * self.length;
         if square == 0 {
             return Ok(());
         }
@@ -99,7 +100,7 @@ impl<T: Element> Sequence<'_, T> {
             }
             softmax(scores, self.length, self.keep);
             self.drop(heads, head, scores);
-            let weights = Matrix::new(scores, self.length, self.length);
+            let weights = Matrix::new(scores, self.queries, self.length);
             let value = heads.part(self.value, head, self.length);
             heads.put(context, head, T::of(1.0), weights, value)?;
         }
@@ -115,7 +116,7 @@ impl<T: Element> Sequence<'_, T> {
         [dq, dk, dv]: [&mut [T]; 3],
         scratch: &mut Vec<T>,
     ) -> Result<()> {
-        let square = self.length * self.length;
+        let square = self.queries * self.length;
         if square == 0 {
             return Ok(());
         }
@@ -136,8 +137,8 @@ impl<T: Element> Sequence<'_, T> {
                     } else {
                         &*p
                     };
-                    let d_context = heads.part(d_context, head, self.length);
-                    let weights = Matrix::new(weights, self.length, self.length).transposed();
+                    let d_context = heads.part(d_context, head, self.queries);
+                    let weights = Matrix::new(weights, self.queries, self.length).transposed();
                     heads.put(dv, head, one, weights, d_context)?;
                     let value = heads.part(self.value, head, self.length).transposed();
                     let to = Target {
@@ -154,9 +155,9 @@ impl<T: Element> Sequence<'_, T> {
             if let Some(d_scores) = d_scores {
                 crate::layers::rows::add(grad, &d_scores[head * square..(head + 1) * square]);
             }
-            let grad = Matrix::new(grad, self.length, self.length);
+            let grad = Matrix::new(grad, self.queries, self.length);
             let (query, key) = (
-                heads.part(self.query, head, self.length),
+                heads.part(self.query, head, self.queries),
                 heads.part(self.key, head, self.length),
             );
             heads.put(dq, head, heads.scale(), grad, key)?;

@@ -10,8 +10,9 @@ use std::ops::Range;
 use candle_core::Result;
 
 use super::attention::{Heads, Sequence};
-use super::batch::Batch;
+use super::kept::{Gradients, Kept};
 use super::names::BLOCK;
+use super::sequences::Sequences;
 use crate::layers::Activation;
 use crate::layers::element::{Element, Matrix, Target, matmul_serial};
 use crate::layers::rows::{
@@ -33,185 +34,14 @@ pub(super) const END_NORM: usize = 14;
 pub(super) struct Block<'a, T> {
     /// Weights and biases in order.
     pub(super) weights: &'a [&'a [T]],
-    pub(super) batch: &'a Batch,
+    /// The matrices among them with rows and columns exchanged, at their places; empty: none.
+    pub(super) flipped: &'a [Vec<T>],
+    pub(super) sequences: &'a Sequences,
     pub(super) heads: Heads,
     pub(super) activation: Activation,
     pub(super) eps: f64,
     /// Of attention weights, of both branches.
     pub(super) dropouts: [Option<Dropout>; 3],
-}
-
-/// What a forward pass keeps of a block: all rows, or a group's part of them.
-pub(super) struct Kept<B> {
-    pub(super) query: B,
-    pub(super) key: B,
-    pub(super) value: B,
-    pub(super) context: B,
-    /// Normalized states and their scales after attention, and after the feed-forward part.
-    pub(super) mid: B,
-    pub(super) mid_scales: B,
-    pub(super) inner: B,
-    pub(super) end: B,
-    pub(super) end_scales: B,
-}
-
-impl<T: Element> Kept<Vec<T>> {
-    pub(super) fn new(rows: usize, dim: usize, inner: usize) -> Self {
-        let make = |width: usize| vec![T::of(0.0); rows * width];
-        Self {
-            query: make(dim),
-            key: make(dim),
-            value: make(dim),
-            context: make(dim),
-            mid: make(dim),
-            mid_scales: make(1),
-            inner: make(inner),
-            end: make(dim),
-            end_scales: make(1),
-        }
-    }
-
-    /// `spare` with room for `rows` rows.
-    pub(super) fn enlarged(
-        spare: &mut Option<Self>,
-        rows: usize,
-        dim: usize,
-        inner: usize,
-    ) -> &mut Self {
-        let is_large = |kept: &Self| kept.mid_scales.len() >= rows;
-        if !spare.as_ref().is_some_and(is_large) {
-            *spare = None;
-        }
-        spare.get_or_insert_with(|| Self::new(rows, dim, inner))
-    }
-
-    /// The first `rows` rows.
-    pub(super) fn part(&mut self, rows: usize, dim: usize, inner: usize) -> Kept<&mut [T]> {
-        Kept {
-            query: &mut self.query[..rows * dim],
-            key: &mut self.key[..rows * dim],
-            value: &mut self.value[..rows * dim],
-            context: &mut self.context[..rows * dim],
-            mid: &mut self.mid[..rows * dim],
-            mid_scales: &mut self.mid_scales[..rows],
-            inner: &mut self.inner[..rows * inner],
-            end: &mut self.end[..rows * dim],
-            end_scales: &mut self.end_scales[..rows],
-        }
-    }
-
-    /// Some rows, to read.
-    pub(super) fn view(&self, rows: Range<usize>, dim: usize, inner: usize) -> Kept<&[T]> {
-        let part = |width: usize| rows.start * width..rows.end * width;
-        Kept {
-            query: &self.query[part(dim)],
-            key: &self.key[part(dim)],
-            value: &self.value[part(dim)],
-            context: &self.context[part(dim)],
-            mid: &self.mid[part(dim)],
-            mid_scales: &self.mid_scales[part(1)],
-            inner: &self.inner[part(inner)],
-            end: &self.end[part(dim)],
-            end_scales: &self.end_scales[part(1)],
-        }
-    }
-
-    /// The groups' parts.
-    pub(super) fn split(&mut self, batch: &Batch, dim: usize, inner: usize) -> Vec<Kept<&mut [T]>> {
-        let mut parts = [
-            batch.split(&mut self.query, dim).into_iter(),
-            batch.split(&mut self.key, dim).into_iter(),
-            batch.split(&mut self.value, dim).into_iter(),
-            batch.split(&mut self.context, dim).into_iter(),
-            batch.split(&mut self.mid, dim).into_iter(),
-            batch.split(&mut self.mid_scales, 1).into_iter(),
-            batch.split(&mut self.inner, inner).into_iter(),
-            batch.split(&mut self.end, dim).into_iter(),
-            batch.split(&mut self.end_scales, 1).into_iter(),
-        ];
-        std::iter::from_fn(|| {
-            let [query, key, value, context, mid, mid_scales, inner, end, end_scales] =
-                parts.each_mut().map(Iterator::next);
-            Some(Kept {
-                query: query?,
-                key: key?,
-                value: value?,
-                context: context?,
-                mid: mid?,
-                mid_scales: mid_scales?,
-                inner: inner?,
-                end: end?,
-                end_scales: end_scales?,
-            })
-        })
-        .collect()
-    }
-}
-
-/// Gradients that the products of the parameters' gradients read: all rows, or a group's part of them.
-pub(super) struct Gradients<B> {
-    pub(super) query: B,
-    pub(super) key: B,
-    pub(super) value: B,
-    pub(super) output: B,
-    pub(super) inner: B,
-    pub(super) down: B,
-    /// The block's input, the state between its parts and the activation, computed again.
-    pub(super) input: B,
-    pub(super) mid: B,
-    pub(super) active: B,
-}
-
-impl<T: Element> Gradients<Vec<T>> {
-    pub(super) fn new(rows: usize, dim: usize, inner: usize) -> Self {
-        let make = |width: usize| vec![T::of(0.0); rows * width];
-        Self {
-            query: make(dim),
-            key: make(dim),
-            value: make(dim),
-            output: make(dim),
-            inner: make(inner),
-            down: make(dim),
-            input: make(dim),
-            mid: make(dim),
-            active: make(inner),
-        }
-    }
-
-    pub(super) fn split(
-        &mut self,
-        batch: &Batch,
-        dim: usize,
-        inner: usize,
-    ) -> Vec<Gradients<&mut [T]>> {
-        let mut parts = [
-            batch.split(&mut self.query, dim).into_iter(),
-            batch.split(&mut self.key, dim).into_iter(),
-            batch.split(&mut self.value, dim).into_iter(),
-            batch.split(&mut self.output, dim).into_iter(),
-            batch.split(&mut self.inner, inner).into_iter(),
-            batch.split(&mut self.down, dim).into_iter(),
-            batch.split(&mut self.input, dim).into_iter(),
-            batch.split(&mut self.mid, dim).into_iter(),
-            batch.split(&mut self.active, inner).into_iter(),
-        ];
-        std::iter::from_fn(|| {
-            let [query, key, value, output, inner, down, input, mid, active] =
-                parts.each_mut().map(Iterator::next);
-            Some(Gradients {
-                query: query?,
-                key: key?,
-                value: value?,
-                output: output?,
-                inner: inner?,
-                down: down?,
-                input: input?,
-                mid: mid?,
-                active: active?,
-            })
-        })
-        .collect()
-    }
 }
 
 /// Buffers of a thread.
@@ -230,16 +60,6 @@ pub(super) enum Extent {
     Whole,
 }
 
-/// `y = x Wᵀ + b`.
-fn linear<T: Element>(y: &mut [T], x: &[T], weight: &[T], bias: &[T]) -> Result<()> {
-    let outputs = bias.len();
-    let (rows, inputs) = (y.len() / outputs.max(1), weight.len() / outputs.max(1));
-    fill_rows(y, bias);
-    let (x, w) = (Matrix::new(x, rows, inputs), Matrix::new(weight, outputs, inputs));
-    let to = Target { out: y, row_stride: outputs, accumulate: true, scale: T::of(1.0) };
-    matmul_serial(to, x, w.transposed())
-}
-
 /// `dx = g W`, or `dx += g W`.
 fn back<T: Element>(dx: &mut [T], grad: &[T], weight: &[T], dim: usize, add: bool) -> Result<()> {
     let rows = dx.len() / dim.max(1);
@@ -253,33 +73,60 @@ impl<T: Element> Block<'_, T> {
         self.weights[OUTPUT + 1].len()
     }
 
+    /// `y = x Wᵀ + b` of the matrix at `place`.
+    pub(super) fn linear(&self, y: &mut [T], x: &[T], place: usize) -> Result<()> {
+        let (weight, bias) = (self.weights[place], self.weights[place + 1]);
+        let outputs = bias.len();
+        let (rows, inputs) = (y.len() / outputs.max(1), weight.len() / outputs.max(1));
+        fill_rows(y, bias);
+        let w = match self.flipped.get(place) {
+            Some(flipped) => Matrix::new(flipped, inputs, outputs),
+            None => Matrix::new(weight, outputs, inputs).transposed(),
+        };
+        let to = Target { out: y, row_stride: outputs, accumulate: true, scale: T::of(1.0) };
+        matmul_serial(to, Matrix::new(x, rows, inputs), w)
+    }
+
+    /// A sequence of a group that begins at row `first`, as attention sees it from all of its rows; its part of rows.
     fn sequence<'s>(
         &'s self,
         index: usize,
         first: usize,
         [query, key, value]: [&'s [T]; 3],
     ) -> (Range<usize>, Sequence<'s, T>) {
-        let rows = self.batch.sequence(index);
+        let rows = self.sequences.sequence(index);
         let dim = self.dim();
         let part = (rows.start - first) * dim..(rows.end - first) * dim;
         let sequence = Sequence {
             index,
+            queries: rows.len(),
             length: rows.len(),
-            width: self.batch.shape.1,
+            width: self.sequences.shape.1,
             query: &query[part.clone()],
             key: &key[part.clone()],
             value: &value[part.clone()],
-            keep: self.batch.keep.get(rows).unwrap_or_default(),
+            keep: self.sequences.keep.get(rows).unwrap_or_default(),
             dropout: self.dropouts[0],
         };
         (part, sequence)
+    }
+
+    /// The same from its first row alone; `query` is that row.
+    pub(super) fn first_of_sequence<'s>(
+        &'s self,
+        index: usize,
+        first: usize,
+        [query, key, value]: [&'s [T]; 3],
+    ) -> (Range<usize>, Sequence<'s, T>) {
+        let (part, sequence) = self.sequence(index, first, [key, key, value]);
+        (part, Sequence { queries: 1, query, ..sequence })
     }
 
     /// Drops elements of a group's rows; element c of a row takes draw c of the row's place in the padded batch.
     fn drop(&self, dropout: Option<Dropout>, first: usize, rows: &mut [T]) {
         let Some(dropout) = dropout else { return };
         let dim = self.dim();
-        for (row, source) in rows.chunks_mut(dim).zip(&self.batch.sources[first..]) {
+        for (row, source) in rows.chunks_mut(dim).zip(&self.sequences.sources[first..]) {
             dropout.row(*source, dim, row);
         }
     }
@@ -294,11 +141,10 @@ impl<T: Element> Block<'_, T> {
         mut tap: Option<&mut [T]>,
         scratch: &mut Scratch<T>,
     ) -> Result<()> {
-        let w = self.weights;
-        linear(kept.query, x, w[QUERY], w[QUERY + 1])?;
-        linear(kept.key, x, w[KEY], w[KEY + 1])?;
-        linear(kept.value, x, w[VALUE], w[VALUE + 1])?;
-        let first = self.batch.starts[group.start];
+        self.linear(kept.query, x, QUERY)?;
+        self.linear(kept.key, x, KEY)?;
+        self.linear(kept.value, x, VALUE)?;
+        let first = self.sequences.starts[group.start];
         for (number, index) in group.clone().enumerate() {
             let (part, sequence) = self.sequence(index, first, [kept.query, kept.key, kept.value]);
             let size = self.heads.count * sequence.length * sequence.length;
@@ -314,20 +160,33 @@ impl<T: Element> Block<'_, T> {
                 }
             }
         }
-        if extent == Extent::Projections {
-            return Ok(());
+        match extent {
+            Extent::Projections => Ok(()),
+            Extent::Whole => self.after_attention(first, x, kept, scratch),
         }
+    }
+
+    /// From `kept.context` of the rows from `first` on to the block's output; `x` is its input before and its output
+    /// after.
+    pub(super) fn after_attention(
+        &self,
+        first: usize,
+        x: &mut [T],
+        kept: &mut Kept<&mut [T]>,
+        scratch: &mut Scratch<T>,
+    ) -> Result<()> {
+        let w = self.weights;
         scratch.branch.resize(x.len(), T::of(0.0));
         scratch.active.resize(kept.inner.len(), T::of(0.0));
         let branch = &mut scratch.branch[..x.len()];
         let active = &mut scratch.active[..kept.inner.len()];
-        linear(branch, kept.context, w[OUTPUT], w[OUTPUT + 1])?;
+        self.linear(branch, kept.context, OUTPUT)?;
         self.drop(self.dropouts[1], first, branch);
         let (scale, bias) = (w[MID_NORM], w[MID_NORM + 1]);
         norm(x, branch, kept.mid, kept.mid_scales, scale, bias, self.eps);
-        linear(kept.inner, x, w[UP], w[UP + 1])?;
+        self.linear(kept.inner, x, UP)?;
         activate(active, kept.inner, self.activation);
-        linear(branch, active, w[DOWN], w[DOWN + 1])?;
+        self.linear(branch, active, DOWN)?;
         self.drop(self.dropouts[2], first, branch);
         let (scale, bias) = (w[END_NORM], w[END_NORM + 1]);
         norm(x, branch, kept.end, kept.end_scales, scale, bias, self.eps);
@@ -345,28 +204,11 @@ impl<T: Element> Block<'_, T> {
         scratch: &mut Scratch<T>,
     ) -> Result<()> {
         let GroupGrads { grads, sums, scores } = to;
-        let (w, dim) = (self.weights, self.dim());
-        let first = self.batch.starts[group.start];
+        let first = self.sequences.starts[group.start];
         scratch.branch.resize(dx.len(), T::of(0.0));
         let branch = &mut scratch.branch[..dx.len()];
         if extent == Extent::Whole {
-            let (weight, bias) = sums.pair(END_NORM);
-            norm_backward(dx, kept.end, kept.end_scales, w[END_NORM], weight, bias);
-            grads.down.copy_from_slice(dx);
-            self.drop(self.dropouts[2], first, grads.down);
-            let inner = w[UP + 1].len();
-            back(grads.inner, grads.down, w[DOWN], inner, false)?;
-            activate_backward(grads.inner, grads.active, kept.inner, self.activation);
-            affine(grads.mid, kept.mid, w[MID_NORM], w[MID_NORM + 1]);
-            back(dx, grads.inner, w[UP], dim, true)?;
-            let (weight, bias) = sums.pair(MID_NORM);
-            norm_backward(dx, kept.mid, kept.mid_scales, w[MID_NORM], weight, bias);
-            grads.output.copy_from_slice(dx);
-            self.drop(self.dropouts[1], first, grads.output);
-            back(branch, grads.output, w[OUTPUT], dim, false)?;
-            add_columns(sums.pair(DOWN).1, grads.down);
-            add_columns(sums.pair(UP).1, grads.inner);
-            add_columns(sums.pair(OUTPUT).1, grads.output);
+            self.back_to_attention(first, dx, kept, grads, sums, branch)?;
         }
         for (number, index) in group.clone().enumerate() {
             let (part, sequence) = self.sequence(index, first, [kept.query, kept.key, kept.value]);
@@ -383,10 +225,53 @@ impl<T: Element> Block<'_, T> {
             ];
             sequence.backward(self.heads, context, scores, to, &mut scratch.square)?;
         }
-        for (place, grad) in [(QUERY, &*grads.query), (KEY, &*grads.key), (VALUE, &*grads.value)] {
-            back(dx, grad, w[place], dim, true)?;
-            add_columns(sums.pair(place).1, grad);
-        }
+        self.back_to_input(QUERY, dx, grads.query, sums)?;
+        self.back_to_input(KEY, dx, grads.key, sums)?;
+        self.back_to_input(VALUE, dx, grads.value, sums)
+    }
+
+    /// From the gradient of the block's output in `dx` to those of its input past attention, in `dx`, and of the
+    /// context.
+    pub(super) fn back_to_attention(
+        &self,
+        first: usize,
+        dx: &mut [T],
+        kept: &Kept<&[T]>,
+        grads: &mut Gradients<&mut [T]>,
+        sums: &mut Sums<T>,
+        d_context: &mut [T],
+    ) -> Result<()> {
+        let (w, dim) = (self.weights, self.dim());
+        let (weight, bias) = sums.pair(END_NORM);
+        norm_backward(dx, kept.end, kept.end_scales, w[END_NORM], weight, bias);
+        grads.down.copy_from_slice(dx);
+        self.drop(self.dropouts[2], first, grads.down);
+        let inner = w[UP + 1].len();
+        back(grads.inner, grads.down, w[DOWN], inner, false)?;
+        activate_backward(grads.inner, grads.active, kept.inner, self.activation);
+        affine(grads.mid, kept.mid, w[MID_NORM], w[MID_NORM + 1]);
+        back(dx, grads.inner, w[UP], dim, true)?;
+        let (weight, bias) = sums.pair(MID_NORM);
+        norm_backward(dx, kept.mid, kept.mid_scales, w[MID_NORM], weight, bias);
+        grads.output.copy_from_slice(dx);
+        self.drop(self.dropouts[1], first, grads.output);
+        back(d_context, grads.output, w[OUTPUT], dim, false)?;
+        add_columns(sums.pair(DOWN).1, grads.down);
+        add_columns(sums.pair(UP).1, grads.inner);
+        add_columns(sums.pair(OUTPUT).1, grads.output);
+        Ok(())
+    }
+
+    /// Adds to `dx` what the gradient of the projection at `place` gives.
+    pub(super) fn back_to_input(
+        &self,
+        place: usize,
+        dx: &mut [T],
+        grad: &[T],
+        sums: &mut Sums<T>,
+    ) -> Result<()> {
+        back(dx, grad, self.weights[place], self.dim(), true)?;
+        add_columns(sums.pair(place).1, grad);
         Ok(())
     }
 }

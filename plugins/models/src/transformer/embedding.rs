@@ -11,8 +11,8 @@ impl<T: Element> Pass<'_, T> {
     /// Rows of the word embeddings, or of `embeds`, `[B, T, dim]`.
     pub(super) fn words(&self, embeds: Option<&[T]>) -> Vec<T> {
         let dim = self.encoder.dim;
-        let mut out = Vec::with_capacity(self.batch.rows() * dim);
-        for (&id, &source) in self.batch.ids.iter().zip(&self.batch.sources) {
+        let mut out = Vec::with_capacity(self.batch.sequences.rows() * dim);
+        for (&id, &source) in self.batch.ids.iter().zip(&self.batch.sequences.sources) {
             match embeds {
                 Some(embeds) => out.extend_from_slice(&embeds[source * dim..(source + 1) * dim]),
                 None => out.extend_from_slice(&self.weights.all[0][id * dim..(id + 1) * dim]),
@@ -24,7 +24,7 @@ impl<T: Element> Pass<'_, T> {
     fn drop_embeddings(&self, rows: &mut [T]) {
         let Some(dropout) = self.embedding_dropout() else { return };
         let dim = self.encoder.dim;
-        for (row, &source) in rows.chunks_mut(dim).zip(&self.batch.sources) {
+        for (row, &source) in rows.chunks_mut(dim).zip(&self.batch.sequences.sources) {
             dropout.row(source, dim, row);
         }
     }
@@ -40,7 +40,8 @@ impl<T: Element> Pass<'_, T> {
                 add(row, &self.weights.all[2][kind * dim..(kind + 1) * dim]);
             }
         }
-        let (mut normalized, mut scales) = (x.clone(), vec![T::of(0.0); self.batch.rows()]);
+        let (mut normalized, mut scales) =
+            (x.clone(), vec![T::of(0.0); self.batch.sequences.rows()]);
         let (weight, bias) = self.weights.norm();
         norm(&mut x, &[], &mut normalized, &mut scales, weight, bias, self.encoder.norm_eps);
         self.drop_embeddings(&mut x);
@@ -92,7 +93,7 @@ impl<T: Element> Pass<'_, T> {
             add(&mut dx, words);
         }
         match (d_embeds, grads.first_mut()) {
-            (Some(d_embeds), _) => scatter(d_embeds, &dx, &self.batch.sources, None),
+            (Some(d_embeds), _) => scatter(d_embeds, &dx, &self.batch.sequences.sources, None),
             (None, Some(Some(grad))) => scatter(grad, &dx, places[0], padding[0]),
             _ => {}
         }

@@ -4,8 +4,8 @@
 
 use candle_core::Result;
 
-use super::batch::Batch;
 use super::config::{Encoder, Family, Head};
+use super::sequences::Sequences;
 use crate::layers::Activation;
 use crate::layers::element::{Element, Matrix, add_rows, matmul};
 use crate::layers::rows::{
@@ -16,7 +16,7 @@ use crate::layers::rows::{
 #[derive(Clone, Copy)]
 pub(super) struct HeadPass<'a, T> {
     pub(super) encoder: &'a Encoder,
-    pub(super) batch: &'a Batch,
+    pub(super) sequences: &'a Sequences,
     /// Its parameters in order.
     pub(super) weights: &'a [&'a [T]],
     /// The word embeddings, which the masked language model shares.
@@ -131,7 +131,7 @@ impl<T: Element> HeadPass<'_, T> {
                 kept.last = vec![T::of(0.0); kept.dense.len()];
                 activate(&mut kept.last, &kept.dense, self.first_activation());
                 kept.normalized = vec![T::of(0.0); kept.dense.len()];
-                kept.scales = vec![T::of(0.0); self.batch.rows()];
+                kept.scales = vec![T::of(0.0); self.sequences.rows()];
                 let (normalized, scales) = (&mut kept.normalized, &mut kept.scales);
                 let eps = self.encoder.norm_eps;
                 norm(&mut kept.last, &[], normalized, scales, w[2], w[3], eps);
@@ -182,7 +182,7 @@ impl<T: Element> HeadPass<'_, T> {
                 let mut grad = back(&grad, w[0], dim)?;
                 self.drop(self.dropouts[0], &mut grad);
                 for (i, row) in grad.chunks(dim).enumerate() {
-                    let rows = self.batch.sequence(i);
+                    let rows = self.sequences.sequence(i);
                     if !rows.is_empty() {
                         add(&mut dx[rows.start * dim..(rows.start + 1) * dim], row);
                     }
@@ -226,9 +226,9 @@ impl<T: Element> HeadPass<'_, T> {
     /// The first row of each sequence.
     fn first_rows(&self, x: &[T]) -> Vec<T> {
         let dim = self.dim();
-        let mut out = vec![T::of(0.0); self.batch.shape.0 * dim];
+        let mut out = vec![T::of(0.0); self.sequences.shape.0 * dim];
         for (i, out) in out.chunks_mut(dim).enumerate() {
-            let rows = self.batch.sequence(i);
+            let rows = self.sequences.sequence(i);
             if !rows.is_empty() {
                 out.copy_from_slice(&x[rows.start * dim..(rows.start + 1) * dim]);
             }
@@ -238,15 +238,16 @@ impl<T: Element> HeadPass<'_, T> {
 
     /// 1/kept rows of a sequence; 0 for none.
     fn share(&self, sequence: usize) -> T {
-        let kept = self.batch.sequence(sequence).filter(|&row| self.batch.is_kept(row)).count();
+        let kept =
+            self.sequences.sequence(sequence).filter(|&row| self.sequences.is_kept(row)).count();
         T::of(if kept == 0 { 0.0 } else { 1.0 / kept as f64 })
     }
 
     fn mean(&self, x: &[T]) -> Vec<T> {
         let dim = self.dim();
-        let mut out = vec![T::of(0.0); self.batch.shape.0 * dim];
+        let mut out = vec![T::of(0.0); self.sequences.shape.0 * dim];
         for (i, out) in out.chunks_mut(dim).enumerate() {
-            for row in self.batch.sequence(i).filter(|&row| self.batch.is_kept(row)) {
+            for row in self.sequences.sequence(i).filter(|&row| self.sequences.is_kept(row)) {
                 add(out, &x[row * dim..(row + 1) * dim]);
             }
             let share = self.share(i);
@@ -260,7 +261,7 @@ impl<T: Element> HeadPass<'_, T> {
         for (i, grad) in grad.chunks(dim).enumerate() {
             let share = self.share(i);
             let grad: Vec<T> = grad.iter().map(|&g| g * share).collect();
-            for row in self.batch.sequence(i).filter(|&row| self.batch.is_kept(row)) {
+            for row in self.sequences.sequence(i).filter(|&row| self.sequences.is_kept(row)) {
                 add(&mut dx[row * dim..(row + 1) * dim], &grad);
             }
         }

@@ -10,12 +10,16 @@ mod batch;
 mod block;
 mod config;
 mod embedding;
+mod first_tokens;
 mod head;
 mod hugging_face;
+mod kept;
 mod model;
 mod names;
 mod outputs;
 mod pass;
+mod sequences;
+mod spares;
 #[cfg(test)]
 mod tests;
 mod transfer;

@@ -11,6 +11,7 @@ use super::batch::{Batch, shape_error};
 use super::config::{Encoder, Head};
 use super::outputs::Wanted;
 use super::pass::{ParamGrads, Pass, Record, Weights};
+use super::spares::Spares;
 use crate::architecture::{Grads, Inputs, Mode, Model, Recorded, Tape};
 use crate::error::ModelError;
 use crate::layers::element::{Element, elements, with_elements};
@@ -23,6 +24,7 @@ struct Inner {
     encoder: Encoder,
     names: Vec<String>,
     tensors: Vec<Tensor>,
+    spares: Spares,
 }
 
 impl Transformer {
@@ -31,7 +33,7 @@ impl Transformer {
         let tensors = specs.iter().map(|spec| params.get(&spec.name, &spec.shape));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
         let names = specs.into_iter().map(|spec| spec.name).collect();
-        Ok(Self(Arc::new(Inner { encoder, names, tensors })))
+        Ok(Self(Arc::new(Inner { encoder, names, tensors, spares: Spares::default() })))
     }
 }
 
@@ -59,7 +61,7 @@ impl Inner {
         let embeds = match inputs.optional("inputs_embeds") {
             None => None,
             Some(embeds) => {
-                let (rows, width) = batch.shape;
+                let (rows, width) = batch.sequences.shape;
                 if embeds.dims() != [rows, width, self.encoder.dim] {
                     let wanted = format!("{rows},{width},{}", self.encoder.dim);
                     return Err(shape_error("inputs_embeds", embeds, &wanted));
@@ -90,7 +92,7 @@ impl Inner {
             }
         }
         let weights = Weights::new(&self.encoder, all);
-        f(Pass { encoder: &self.encoder, weights, batch, key })
+        f(Pass { encoder: &self.encoder, weights, batch, key, spares: &self.spares })
     }
 
     fn run<T: Element>(
@@ -109,7 +111,7 @@ impl Inner {
         };
         let mut tensors: Vec<(Wanted, Tensor)> = Vec::with_capacity(found.len());
         for (wanted, values) in found {
-            let shape = self.shape(wanted, bound.batch.shape);
+            let shape = self.shape(wanted, bound.batch.sequences.shape);
             tensors.push((wanted, Tensor::from_vec(values, shape, &Device::Cpu)?));
         }
         let pick = |wanted: &Wanted| {
@@ -182,7 +184,7 @@ impl Tape for Taped {
         let mut given = Vec::with_capacity(cotangents.len());
         for (place, cotangent) in cotangents {
             let Some(&wanted) = bound.wanted.get(*place) else { continue };
-            if cotangent.dims() != inner.shape(wanted, bound.batch.shape) {
+            if cotangent.dims() != inner.shape(wanted, bound.batch.sequences.shape) {
                 return Err(shape_error("cotangent", cotangent, "the shape of its output"));
             }
             given.push((wanted, cotangent.flatten_all()?.to_vec1::<f32>()?));

@@ -70,7 +70,7 @@ impl<T: Element> Pass<'_, T> {
     /// `[B·T, A·D]` to `[B, A, T, D]`.
     pub(super) fn by_head(&self, rows: &[T]) -> Vec<T> {
         let (heads, dim) = (self.encoder.heads, self.encoder.head_dim());
-        let width = self.batch.shape.1;
+        let width = self.batch.sequences.shape.1;
         let mut out = Vec::with_capacity(rows.len());
         for sequence in rows.chunks((width * heads * dim).max(1)) {
             for head in 0..heads {
@@ -85,11 +85,11 @@ impl<T: Element> Pass<'_, T> {
     /// The other way round.
     pub(super) fn by_row(&self, parts: &[T], rows: &mut [T]) {
         let (heads, dim) = (self.encoder.heads, self.encoder.head_dim());
-        let size = (self.batch.shape.1 * heads * dim).max(1);
+        let size = (self.batch.sequences.shape.1 * heads * dim).max(1);
         for (sequence, parts) in rows.chunks_mut(size).zip(parts.chunks(size)) {
             for (t, row) in sequence.chunks_mut(heads * dim).enumerate() {
                 for (head, to) in row.chunks_mut(dim).enumerate() {
-                    let from = (head * self.batch.shape.1 + t) * dim;
+                    let from = (head * self.batch.sequences.shape.1 + t) * dim;
                     to.copy_from_slice(&parts[from..from + dim]);
                 }
             }

@@ -8,14 +8,15 @@ use rayon::prelude::*;
 
 use super::attention::Heads;
 use super::batch::Batch;
-use super::block::{
-    Block, DOWN, Extent, Gradients, GroupGrads, KEY, Kept, OUTPUT, QUERY, Scratch, Sums, UP, VALUE,
-};
+use super::block::{Block, DOWN, Extent, GroupGrads, KEY, OUTPUT, QUERY, Scratch, Sums, UP, VALUE};
 use super::config::Encoder;
 use super::head::{HeadGrads, HeadKept, HeadPass};
+use super::kept::{Gradients, Kept};
 use super::names::BLOCK;
 use super::outputs::Wanted;
-use crate::layers::element::{Element, Matrix, Target, matmul_serial};
+use super::sequences::Sequences;
+use super::spares::Spares;
+use crate::layers::element::{Element, Matrix, Target, matmul_serial, transpose};
 use crate::layers::rows::{Dropout, add, affine};
 use crate::random::Stream;
 
@@ -62,6 +63,7 @@ pub(super) struct Pass<'a, T> {
     pub(super) batch: &'a Batch,
     /// Source of dropout in training.
     pub(super) key: Option<[u64; 2]>,
+    pub(super) spares: &'a Spares,
 }
 
 /// What the blocks keep for the backward pass.
@@ -81,6 +83,8 @@ pub(super) struct Record<T> {
     /// Blocks that ran whole, and how far the one after them did.
     depth: usize,
     is_partial: bool,
+    /// First tokens, if nobody read others of the last block.
+    top: Option<Sequences>,
     head: Option<HeadKept<T>>,
     /// Whether the word embeddings came from outside.
     has_embeds: bool,
@@ -98,12 +102,32 @@ impl<'a, T: Element> Pass<'a, T> {
         self.dropout(u64::MAX, self.encoder.dropout)
     }
 
-    fn block(&self, layer: usize) -> Block<'_, T> {
+    /// Buffers for a block: keys and values of `rows` rows, all else of `states`.
+    fn kept(&self, rows: usize, states: usize) -> Kept<Vec<T>> {
+        let kept = self.spares.take::<Kept<Vec<T>>>();
+        kept.sized(rows, states, self.encoder.dim, self.encoder.hidden_dim)
+    }
+
+    /// Matrices of a block with rows and columns exchanged, at their places: a product of each group would do that for
+    /// itself. None for a single group.
+    pub(super) fn flipped(&self, layer: usize) -> Vec<Vec<T>> {
+        let has_groups = self.batch.sequences.groups.len() > 1;
+        let weights = if has_groups { self.weights.block(layer) } else { &[] };
+        let flip = |(place, weight): (usize, &&[T])| {
+            let is_matrix = [QUERY, KEY, VALUE, OUTPUT, UP, DOWN].contains(&place);
+            let outputs = weights.get(place + 1).map_or(1, |bias| bias.len().max(1));
+            if is_matrix { transpose(weight, weight.len() / outputs) } else { Vec::new() }
+        };
+        weights.iter().enumerate().map(flip).collect()
+    }
+
+    pub(super) fn block<'b>(&'b self, layer: usize, flipped: &'b [Vec<T>]) -> Block<'b, T> {
         let first = 4 * layer as u64;
         let state = |number| self.dropout(first + number, self.encoder.dropout);
         Block {
             weights: self.weights.block(layer),
-            batch: self.batch,
+            flipped,
+            sequences: &self.batch.sequences,
             heads: Heads { count: self.encoder.heads, dim: self.encoder.head_dim() },
             activation: self.encoder.activation,
             eps: self.encoder.norm_eps,
@@ -111,13 +135,14 @@ impl<'a, T: Element> Pass<'a, T> {
         }
     }
 
-    fn head(&self) -> HeadPass<'_, T> {
+    /// The head over rows of `sequences`.
+    fn head<'b>(&'b self, sequences: &'b Sequences) -> HeadPass<'b, T> {
         let p = self.encoder.head_dropout;
         let is_roberta = self.encoder.family == super::Family::Roberta;
         let input = if is_roberta { self.dropout(u64::MAX - 1, p) } else { None };
         HeadPass {
             encoder: self.encoder,
-            batch: self.batch,
+            sequences,
             weights: self.weights.head(),
             word: self.weights.all[0],
             dropouts: [input, self.dropout(u64::MAX - 2, p)],
@@ -134,7 +159,8 @@ impl<'a, T: Element> Pass<'a, T> {
         tap: Option<&mut [T]>,
     ) -> Result<()> {
         let (dim, inner) = (self.encoder.dim, self.encoder.hidden_dim);
-        let (block, batch) = (self.block(layer), self.batch);
+        let flipped = self.flipped(layer);
+        let (block, batch) = (self.block(layer, &flipped), &self.batch.sequences);
         let mut kept = match kept {
             Some(kept) => kept.split(batch, dim, inner).into_iter().map(Some).collect(),
             None => Vec::new(),
@@ -173,7 +199,6 @@ impl<'a, T: Element> Pass<'a, T> {
         record: bool,
     ) -> Result<Forward<T>> {
         let encoder = self.encoder;
-        let (dim, inner) = (encoder.dim, encoder.hidden_dim);
         let depths = wanted.iter().map(|wanted| wanted.depth(encoder.layers));
         let depth = depths.clone().map(|(whole, _)| whole).max().unwrap_or(0);
         let is_partial = depths.into_iter().any(|reach| reach == (depth, true));
@@ -187,6 +212,9 @@ impl<'a, T: Element> Pass<'a, T> {
         }
         let is_kept = record && !encoder.checkpointing;
         let first = if is_kept { x.clone() } else { Vec::new() };
+        let sequences = &self.batch.sequences;
+        let firsts = || sequences.firsts().filter(|_| depth == encoder.layers);
+        let top = if self.reads_first_tokens(wanted) { firsts() } else { None };
         let (mut all, mut inputs) = (Vec::new(), Vec::new());
         for layer in 0..depth + usize::from(is_partial) {
             let number = layer + 1;
@@ -194,14 +222,24 @@ impl<'a, T: Element> Pass<'a, T> {
             let has = |part| wanted.contains(&Wanted::Projection(number, part));
             let needs_projections = (0..3).any(has);
             let needs_kept = is_kept || needs_projections;
-            let mut kept = needs_kept.then(|| Kept::new(self.batch.rows(), dim, inner));
-            let mut tap = wanted.contains(&Wanted::Attention(number)).then(|| {
-                let (batch, width) = self.batch.shape;
-                vec![T::of(0.0); batch * encoder.heads * width * width]
-            });
             if record && !is_kept {
                 inputs.push(x.clone());
             }
+            if let Some(top) = top.as_ref().filter(|_| number == encoder.layers) {
+                let mut kept = self.kept(sequences.rows(), top.rows());
+                x = self.run_firsts(layer, top, &x, &mut kept)?;
+                if is_kept {
+                    all.push(kept);
+                } else {
+                    self.spares.put(kept);
+                }
+                continue;
+            }
+            let mut kept = needs_kept.then(|| self.kept(sequences.rows(), sequences.rows()));
+            let mut tap = wanted.contains(&Wanted::Attention(number)).then(|| {
+                let (batch, width) = sequences.shape;
+                vec![T::of(0.0); batch * encoder.heads * width * width]
+            });
             self.run(layer, extent, &mut x, kept.as_mut(), tap.as_deref_mut())?;
             outputs.extend(tap.map(|tap| (Wanted::Attention(number), tap)));
             if let Some(kept) = kept {
@@ -212,6 +250,8 @@ impl<'a, T: Element> Pass<'a, T> {
                 }
                 if is_kept {
                     all.push(kept);
+                } else {
+                    self.spares.put(kept);
                 }
             }
             if wanted.contains(&Wanted::Hidden(number)) && extent == Extent::Whole {
@@ -221,7 +261,8 @@ impl<'a, T: Element> Pass<'a, T> {
         let wants_logits = wanted.contains(&Wanted::Logits);
         let mut head = None;
         if wants_logits || wanted.contains(&Wanted::Features) {
-            let (found, kept) = self.head().forward(&x, wants_logits)?;
+            let rows = top.as_ref().unwrap_or(sequences);
+            let (found, kept) = self.head(rows).forward(&x, wants_logits)?;
             outputs.extend(found.logits.map(|logits| (Wanted::Logits, logits)));
             outputs.extend(found.features.map(|features| (Wanted::Features, features)));
             head = Some(kept);
@@ -235,6 +276,7 @@ impl<'a, T: Element> Pass<'a, T> {
             blocks,
             depth,
             is_partial,
+            top,
             head,
             has_embeds,
         });
@@ -250,13 +292,16 @@ impl<'a, T: Element> Pass<'a, T> {
         d_embeds: Option<&mut [T]>,
     ) -> Result<()> {
         let encoder = self.encoder;
-        let (dim, inner, rows) = (encoder.dim, encoder.hidden_dim, self.batch.rows());
+        let (dim, inner) = (encoder.dim, encoder.hidden_dim);
+        let sequences = &self.batch.sequences;
+        let rows = sequences.rows();
         let given = |wanted: Wanted| -> Option<&[T]> {
             cotangents.iter().find(|(w, _)| *w == wanted).map(|(_, values)| *values)
         };
-        let mut dx = vec![T::of(0.0); rows * dim];
-        let Record { first, normalized, scales, blocks, depth, is_partial, head, has_embeds } =
+        let Record { first, normalized, scales, blocks, depth, is_partial, top, head, has_embeds } =
             record;
+        let states = top.as_ref().unwrap_or(sequences);
+        let mut dx = vec![T::of(0.0); states.rows() * dim];
         if let Some(kept) = head {
             let place = self.weights.first_of_block(encoder.layers);
             let place = place.min(grads.len());
@@ -264,15 +309,16 @@ impl<'a, T: Element> Pass<'a, T> {
             let word = below.first_mut().and_then(Option::as_deref_mut);
             let (logits, features) = (given(Wanted::Logits), given(Wanted::Features));
             let grads = HeadGrads { own, word };
-            self.head().backward(&kept, logits, features, &mut dx, grads)?;
+            self.head(states).backward(&kept, logits, features, &mut dx, grads)?;
         }
-        let mut parts = Gradients::new(rows, dim, inner);
+        let mut parts = self.spares.take::<Gradients<Vec<T>>>().sized(rows, dim, inner);
         for layer in (0..depth + usize::from(is_partial)).rev() {
             let number = layer + 1;
             let extent = if layer < depth { Extent::Whole } else { Extent::Projections };
             if let Some(grad) = given(Wanted::Hidden(number)) {
                 add(&mut dx, grad);
             }
+            let top = top.as_ref().filter(|_| number == encoder.layers);
             let mut again = None;
             let kept = match &blocks {
                 Blocks::All(all) => {
@@ -281,12 +327,25 @@ impl<'a, T: Element> Pass<'a, T> {
                 }
                 Blocks::Inputs(inputs) => {
                     parts.input.copy_from_slice(&inputs[layer]);
-                    let mut x = inputs[layer].clone();
-                    let kept = again.insert(Kept::new(rows, dim, inner));
-                    self.run(layer, extent, &mut x, Some(kept), None)?;
-                    &*kept
+                    if let Some(top) = top {
+                        let kept = again.insert(self.kept(rows, top.rows()));
+                        self.run_firsts(layer, top, &inputs[layer], kept)?;
+                        &*kept
+                    } else {
+                        let mut x = inputs[layer].clone();
+                        let kept = again.insert(self.kept(rows, rows));
+                        self.run(layer, extent, &mut x, Some(kept), None)?;
+                        &*kept
+                    }
                 }
             };
+            let own = grads.get_mut(self.weights.first_of_block(layer)..).unwrap_or_default();
+            let own = own.get_mut(..BLOCK).unwrap_or_default();
+            if let Some(top) = top {
+                dx = self.run_firsts_back(layer, top, dx, kept, &mut parts, own)?;
+                again.into_iter().for_each(|kept| self.spares.put(kept));
+                continue;
+            }
             let to = [&mut parts.query, &mut parts.key, &mut parts.value];
             for (part, rows) in to.into_iter().enumerate() {
                 match given(Wanted::Projection(number, part)) {
@@ -294,10 +353,14 @@ impl<'a, T: Element> Pass<'a, T> {
                     None => rows.fill(T::of(0.0)),
                 }
             }
-            let own = grads.get_mut(self.weights.first_of_block(layer)..).unwrap_or_default();
-            let own = own.get_mut(..BLOCK).unwrap_or_default();
             let scores = given(Wanted::Attention(number));
             self.run_back((layer, extent), &mut dx, kept, &mut parts, scores, own)?;
+            again.into_iter().for_each(|kept| self.spares.put(kept));
+        }
+        self.spares.put(parts);
+        if let Blocks::All(all) = blocks {
+            // The next pass takes them in the order in which they have their sizes.
+            all.into_iter().rev().for_each(|kept| self.spares.put(kept));
         }
         if let Some(grad) = given(Wanted::Hidden(0)) {
             add(&mut dx, grad);
@@ -318,10 +381,10 @@ impl<'a, T: Element> Pass<'a, T> {
         };
         let w = self.weights.block(below);
         let dim = self.encoder.dim;
-        let parts = self.batch.split(out, dim);
-        let jobs: Vec<_> = self.batch.groups.iter().zip(parts).collect();
+        let sequences = &self.batch.sequences;
+        let jobs: Vec<_> = sequences.groups.iter().zip(sequences.split(out, dim)).collect();
         jobs.into_par_iter().for_each(|(group, out)| {
-            let rows = self.batch.group_rows(group);
+            let rows = sequences.group_rows(group);
             let end = &all[below].end[rows.start * dim..rows.end * dim];
             affine(out, end, w[super::block::END_NORM], w[super::block::END_NORM + 1]);
         });
@@ -337,13 +400,13 @@ impl<'a, T: Element> Pass<'a, T> {
         own: &mut [Option<&mut [T]>],
     ) -> Result<()> {
         let encoder = self.encoder;
-        let (dim, inner, batch) = (encoder.dim, encoder.hidden_dim, self.batch);
+        let (dim, inner, batch) = (encoder.dim, encoder.hidden_dim, &self.batch.sequences);
         let (_, width) = batch.shape;
         let size = encoder.heads * width * width;
         if scores.is_some_and(|scores| scores.len() != batch.shape.0 * size) {
             bail!("a cotangent of scores has another size");
         }
-        let block = self.block(layer);
+        let block = self.block(layer, &[]);
         let jobs = batch.groups.iter().zip(batch.split(dx, dim));
         let jobs: Vec<_> = jobs.zip(parts.split(batch, dim, inner)).collect();
         let sums: Vec<Sums<T>> = jobs
@@ -357,46 +420,54 @@ impl<'a, T: Element> Pass<'a, T> {
                 Ok(sums)
             })
             .collect::<Result<_>>()?;
-        for (place, grad) in own.iter_mut().enumerate() {
-            let Some(grad) = grad else { continue };
-            for sums in sums.iter().filter(|sums| sums.has(place)) {
-                sums.add_to(place, grad);
-            }
+        add_sums(&sums, own);
+        let mut products: Vec<Product<'_, T>> = vec![
+            (QUERY, &parts.query, &parts.input, dim),
+            (KEY, &parts.key, &parts.input, dim),
+            (VALUE, &parts.value, &parts.input, dim),
+        ];
+        if extent == Extent::Whole {
+            products.push((OUTPUT, &parts.output, &kept.context, dim));
+            products.push((UP, &parts.inner, &parts.mid, dim));
+            products.push((DOWN, &parts.down, &parts.active, inner));
         }
-        self.weight_grads(extent, kept, parts, own)
+        add_products(&products, own)
     }
+}
 
-    /// `dW += gᵀ x` of the products of a block, in tiles of output rows.
-    fn weight_grads(
-        &self,
-        extent: Extent,
-        kept: &Kept<Vec<T>>,
-        parts: &Gradients<Vec<T>>,
-        own: &mut [Option<&mut [T]>],
-    ) -> Result<()> {
-        const TILE: usize = 256;
-        let (dim, inner, rows) = (self.encoder.dim, self.encoder.hidden_dim, self.batch.rows());
-        let mut jobs = Vec::new();
-        for (place, grad) in own.iter_mut().enumerate() {
-            let Some(grad) = grad else { continue };
-            let (g, x, outputs, inputs) = match (place, extent) {
-                (QUERY, _) => (&parts.query, &parts.input, dim, dim),
-                (KEY, _) => (&parts.key, &parts.input, dim, dim),
-                (VALUE, _) => (&parts.value, &parts.input, dim, dim),
-                (OUTPUT, Extent::Whole) => (&parts.output, &kept.context, dim, dim),
-                (UP, Extent::Whole) => (&parts.inner, &parts.mid, inner, dim),
-                (DOWN, Extent::Whole) => (&parts.down, &parts.active, dim, inner),
-                _ => continue,
-            };
-            for (tile, out) in grad.chunks_mut(TILE * inputs).enumerate() {
-                jobs.push((out, &g[tile * TILE..], x, outputs, inputs));
-            }
+/// Adds the groups' sums, in their order, to the gradients of a block.
+pub(super) fn add_sums<T: Element>(sums: &[Sums<T>], own: &mut [Option<&mut [T]>]) {
+    for (place, grad) in own.iter_mut().enumerate() {
+        let Some(grad) = grad else { continue };
+        for sums in sums.iter().filter(|sums| sums.has(place)) {
+            sums.add_to(place, grad);
         }
-        jobs.into_par_iter().try_for_each(|(out, g, x, outputs, inputs)| {
-            let tile = out.len() / inputs;
-            let g = Matrix::strided(g, rows, tile, outputs).transposed();
-            let to = Target { out, row_stride: inputs, accumulate: true, scale: T::of(1.0) };
-            matmul_serial(to, g, Matrix::new(x, rows, inputs))
-        })
     }
+}
+
+/// Place of a matrix in its block, gradient of its result, its input, the input's width.
+pub(super) type Product<'a, T> = (usize, &'a [T], &'a [T], usize);
+
+/// `dW += gᵀ x` of products of a block, in tiles of output rows.
+pub(super) fn add_products<T: Element>(
+    products: &[Product<'_, T>],
+    own: &mut [Option<&mut [T]>],
+) -> Result<()> {
+    const TILE: usize = 256;
+    let mut jobs = Vec::new();
+    for (place, grad) in own.iter_mut().enumerate() {
+        let product = products.iter().find(|(of, ..)| *of == place);
+        let (Some(grad), Some(&(_, g, x, inputs))) = (grad, product) else { continue };
+        for (tile, out) in grad.chunks_mut(TILE * inputs).enumerate() {
+            jobs.push((tile, out, g, x, inputs));
+        }
+    }
+    jobs.into_par_iter().try_for_each(|(tile, out, g, x, inputs)| {
+        let rows = x.len() / inputs;
+        let (width, outputs) = (out.len() / inputs, g.len() / rows.max(1));
+        let g = g.get(tile * TILE..).unwrap_or_default();
+        let g = Matrix::strided(g, rows, width, outputs).transposed();
+        let to = Target { out, row_stride: inputs, accumulate: true, scale: T::of(1.0) };
+        matmul_serial(to, g, Matrix::new(x, rows, inputs))
+    })
 }

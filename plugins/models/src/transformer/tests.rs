@@ -6,6 +6,7 @@ use super::batch::Batch;
 use super::config::{Encoder, Family, Head};
 use super::outputs::Wanted;
 use super::pass::{Pass, Weights};
+use super::spares::Spares;
 use crate::architecture::{Architecture, Inputs};
 use crate::layers::Activation;
 use crate::params::Role;
@@ -74,6 +75,8 @@ struct Case {
     wanted: Vec<Wanted>,
     embeds: Option<Vec<f64>>,
     key: Option<[u64; 2]>,
+    /// Passes share buffers, so a stale element would show.
+    spares: Spares,
 }
 
 impl Case {
@@ -82,13 +85,19 @@ impl Case {
         let wanted: Vec<_> = wanted.collect();
         let is_packed = !wanted.iter().any(|w| w.is_padded(&encoder));
         let batch = Batch::new(&encoder, &inputs(), is_packed).unwrap();
-        Self { encoder, batch, wanted, embeds: None, key: None }
+        Self { encoder, batch, wanted, embeds: None, key: None, spares: Spares::default() }
     }
 
     fn pass<'a>(&'a self, weights: &'a [Vec<f64>]) -> Pass<'a, f64> {
         let all = weights.iter().map(Vec::as_slice).collect();
         let weights = Weights::new(&self.encoder, all);
-        Pass { encoder: &self.encoder, weights, batch: &self.batch, key: self.key }
+        Pass {
+            encoder: &self.encoder,
+            weights,
+            batch: &self.batch,
+            key: self.key,
+            spares: &self.spares,
+        }
     }
 
     fn outputs(&self, weights: &[Vec<f64>], embeds: Option<&[f64]>) -> Vec<(Wanted, Vec<f64>)> {
@@ -242,12 +251,49 @@ fn padding_changes_nothing_but_the_last_digits() {
             ..Case::new(encoder.clone(), &["features"])
         };
         let (packed, padded) = (case(true), case(false));
-        assert_eq!((packed.batch.rows(), padded.batch.rows()), (11, 15));
+        assert_eq!((packed.batch.sequences.rows(), padded.batch.sequences.rows()), (11, 15));
         let weights = weights(&encoder);
         let near = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
         assert!(near(&packed.outputs(&weights, None)[0].1, &padded.outputs(&weights, None)[0].1));
         let (ours, theirs) = (packed.gradients(&weights).0, padded.gradients(&weights).0);
         assert!(ours.iter().zip(&theirs).all(|(a, b)| near(a, b)));
+    }
+}
+
+/// The whole of the last block runs when someone reads its states.
+#[test]
+fn first_tokens_alone_give_what_the_whole_block_gives() {
+    for family in FAMILIES {
+        for checkpointing in [false, true] {
+            let encoder = Encoder {
+                dropout: 0.2,
+                attention_dropout: 0.3,
+                checkpointing,
+                ..encoder(family, CLASSIFY)
+            };
+            let case =
+                |names: &[&str]| Case { key: Some(KEY), ..Case::new(encoder.clone(), names) };
+            let (short, whole) = (case(&["logits"]), case(&["logits", "hidden.2"]));
+            let weights = weights(&encoder);
+            let near = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+            let logits = short.outputs(&weights, None);
+            assert!(near(&logits[0].1, &whole.outputs(&weights, None)[0].1), "{family:?}");
+            let pass = short.pass(&weights);
+            assert!(pass.reads_first_tokens(&short.wanted));
+            assert!(!whole.pass(&weights).reads_first_tokens(&whole.wanted));
+            // Cotangents of logits alone on both sides.
+            let grads = |case: &Case| {
+                let pass = case.pass(&weights);
+                let (_, record) = pass.forward(&case.wanted, None, true).unwrap();
+                let wave = wave(logits[0].1.len());
+                let mut grads: Vec<Vec<f64>> = weights.iter().map(|w| vec![0.0; w.len()]).collect();
+                let to = grads.iter_mut().map(|grad| Some(grad.as_mut_slice())).collect();
+                pass.backward(record.unwrap(), &[(Wanted::Logits, &wave)], to, None).unwrap();
+                grads
+            };
+            let (a, b) = (grads(&short), grads(&whole));
+            assert!(a.iter().zip(&b).all(|(a, b)| near(a, b)), "{family:?} {checkpointing}");
+        }
     }
 }
 
@@ -275,7 +321,7 @@ fn one_thread_and_three_give_the_same_bits() {
     let ids = Tensor::from_vec(ids, (60, 9), &Device::Cpu).unwrap();
     let batch =
         || Batch::new(&encoder, &Inputs::from([("input_ids", ids.clone())]), false).unwrap();
-    assert!(batch().groups.len() > 3);
+    assert!(batch().sequences.groups.len() > 3);
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let case =

@@ -3,8 +3,10 @@
 //! Refuses other devices, gaps and integer tensors.
 
 use super::error::{RunResult, bug};
+use crate::load::services::parallel_ranges;
 use crate::tensor::{DType, Tensor};
 use half::{bf16, f16};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Calls `$body` with `$slice` as the typed elements of `$tensor` (writable).
 macro_rules! float_mut {
@@ -102,7 +104,24 @@ pub(crate) fn zero(y: &Tensor) -> RunResult<()> {
     Ok(())
 }
 
-fn squares<T: Real>(x: &[T]) -> f64 {
+/// Elements of a partial sum of squares; part of the result's definition.
+const PART: usize = 1 << 16;
+
+fn squares<T: Real + Sync>(x: &[T]) -> f64 {
+    if x.len() <= PART {
+        return squares_of_part(x);
+    }
+    let sums: Vec<AtomicU64> = x.chunks(PART).map(|_| AtomicU64::new(0)).collect();
+    parallel_ranges(sums.len(), 1, &|range, _| {
+        for part in range {
+            let sum = squares_of_part(&x[part * PART..x.len().min((part + 1) * PART)]);
+            sums[part].store(sum.to_bits(), Ordering::Relaxed);
+        }
+    });
+    sums.into_iter().map(|sum| f64::from_bits(sum.into_inner())).sum()
+}
+
+fn squares_of_part<T: Real>(x: &[T]) -> f64 {
     // Four chains: as exact, and not bound by the latency of one addition.
     let mut sums = [0.0f64; 4];
     let chunks = x.chunks_exact(4);
@@ -165,6 +184,10 @@ mod tests {
         }
         let want: f64 = x.iter().map(|v| f64::from(*v).powi(2)).sum();
         assert!((sum_of_squares(&tx).unwrap() - want).abs() < 1e-12);
+        let long: Vec<f32> = (0..3 * PART + 5).map(|i| (i as f32 * 0.37).sin()).collect();
+        let want: f64 = long.iter().map(|v| f64::from(*v).powi(2)).sum();
+        let got = squares(&long);
+        assert!((got - want).abs() < 1e-12 * want, "{got} {want}");
         let nan = Tensor::from_slice(&[f32::NAN, 1.0], &[2]);
         axpby(1.0, &Tensor::from_slice(&[3f32, 4.0], &[2]), 0.0, &nan).unwrap();
         assert_eq!(nan.data::<f32>().unwrap(), [3.0, 4.0]);

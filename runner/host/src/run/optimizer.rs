@@ -6,8 +6,10 @@
 use super::arith;
 use super::error::{RunResult, bug, contract};
 use super::safetensors::Named;
+use crate::load::services::parallel_ranges;
 use crate::plan::{OptimizerKind, OptimizerPlan};
 use crate::tensor::{DType, Tensor};
+use std::sync::{Mutex, PoisonError};
 
 /// One tensor that is optimised.
 pub(crate) struct Slot {
@@ -200,6 +202,21 @@ pub(crate) fn copy_exact(from: &Tensor, to: &Tensor) -> Result<(), String> {
     Ok(())
 }
 
+/// Elements of a large tensor that one thread updates together: the vocabulary's table is half of a small encoder.
+const PART: usize = 1 << 16;
+
+/// Calls `f` with each part, on all threads.
+fn in_parts<P: Send>(parts: impl Iterator<Item = P>, f: impl Fn(P) + Sync) {
+    let parts: Vec<Mutex<Option<P>>> = parts.map(|part| Mutex::new(Some(part))).collect();
+    parallel_ranges(parts.len(), 1, &|range, _| {
+        for part in &parts[range] {
+            if let Some(part) = part.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                f(part);
+            }
+        }
+    });
+}
+
 struct AdamW {
     keep: f32,
     rate: f32,
@@ -229,6 +246,15 @@ impl AdamW {
     }
 
     fn update(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        if p.len() <= PART {
+            return self.update_part(p, g, m, v);
+        }
+        let parts = p.chunks_mut(PART).zip(g.chunks(PART));
+        let parts = parts.zip(m.chunks_mut(PART)).zip(v.chunks_mut(PART));
+        in_parts(parts, |(((p, g), m), v)| self.update_part(p, g, m, v));
+    }
+
+    fn update_part(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * self.clip;
             *m = self.beta1 * *m + self.rest1 * g;
@@ -302,6 +328,29 @@ mod tests {
             }
             assert!((got[i] - p).abs() < 1e-5);
             assert!((rounded[i] - p).abs() <= p.abs() / 256.0 + 1e-5, "{} {p}", rounded[i]);
+        }
+    }
+
+    #[test]
+    fn an_element_of_a_large_tensor_moves_as_it_would_alone() {
+        let kind = OptimizerKind::Adamw { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let run = |values: &[f32], grads: &[f32]| {
+            let mut optimizer = Optimizer::new(&plan(kind, Some(1.0)));
+            let shape = [values.len() as i64];
+            let value = Tensor::from_slice(values, &shape);
+            optimizer
+                .add("p".into(), value.clone(), Tensor::from_slice(grads, &shape), true)
+                .unwrap();
+            (0..3).for_each(|_| optimizer.update(0.01, 2.0).unwrap());
+            value.data::<f32>().unwrap().to_vec()
+        };
+        let count = 2 * PART + 77;
+        let wave = |i: usize| (i as f32 * 0.37).sin();
+        let values: Vec<f32> = (0..count).map(wave).collect();
+        let grads: Vec<f32> = (1..=count).map(wave).collect();
+        let together = run(&values, &grads);
+        for i in [0, 5, PART - 1, PART, 2 * PART, count - 1] {
+            assert_eq!(run(&values[i..=i], &grads[i..=i])[0].to_bits(), together[i].to_bits());
         }
     }
 
