@@ -18,6 +18,10 @@ smoke: build
 cuda:
     bash .ci/cuda
 
+# Everything with its CUDA half, into target/cuda/release, and what can be checked of it on the CPU.
+cuda-models:
+    bash .ci/cuda-models
+
 # On a machine with a GPU.
 gpu-test:
     bash benches/gpu.sh
