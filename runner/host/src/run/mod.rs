@@ -39,6 +39,7 @@ mod schedule;
 mod scores;
 mod session;
 mod stage;
+mod stage_matrix;
 mod state;
 mod step;
 #[cfg(test)]
