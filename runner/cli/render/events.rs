@@ -163,7 +163,7 @@ impl RunView {
                 let what = match exported {
                     Some(path) => format!("  {}", path.display()),
                     None => {
-                        format!("{:>7} steps{}", table::thousands(*steps), metric_list(metrics))
+                        format!("{:>7} steps{}", table::thousands(*steps), recorded(metrics))
                     }
                 };
                 stdout(&format!("{}{what}", self.stage.label));
@@ -214,6 +214,12 @@ fn losses(values: &[(String, f64)]) -> String {
         .collect();
     let total = of("loss").map(|v| format!("loss {}", number(v))).unwrap_or_default();
     if terms.len() > 1 { format!("{total} ({})", terms.join(" ")) } else { total }
+}
+
+/// [`metric_list`] of a stage's record, which holds no value for one that is undefined.
+fn recorded(metrics: &[(String, f64)]) -> String {
+    let text = |value: f64| if value.is_nan() { "–".to_owned() } else { number(value) };
+    metrics.iter().map(|(name, value)| format!("  {name} {}", text(*value))).collect()
 }
 
 fn metric_list(metrics: &[(String, f64)]) -> String {
@@ -284,6 +290,12 @@ mod tests {
             values.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
         assert_eq!(losses(&values), "loss 0.412 (kl 0.301 ce 0.082)");
         assert_eq!(losses(&values[..2]), "loss 0.412");
+    }
+
+    #[test]
+    fn an_undefined_number_of_a_finished_stage_is_a_dash() {
+        let metrics = [("accuracy".to_owned(), 0.5), ("fwt".to_owned(), f64::NAN)];
+        assert_eq!(recorded(&metrics), "  accuracy 0.500  fwt –");
     }
 
     #[test]
