@@ -8,6 +8,7 @@ mod conformance;
 mod encoders;
 mod ensemble;
 mod faults;
+mod fork;
 mod invalid;
 mod layers;
 mod paths;

@@ -54,7 +54,12 @@ fn describe(plan: &Plan, stage: &StagePlan) -> (String, String) {
     let name = |index: usize| plan.stages.get(index).map_or("?", |s| s.name.as_str()).to_owned();
     match &stage.work {
         Work::Train(train) => {
-            (tasks(train), train.student_from.as_ref().map_or("new".into(), |f| name(f.stage)))
+            let from = train.student_from.as_ref();
+            let origin = from.map(|f| match &f.run {
+                None => name(f.stage),
+                Some(run) => format!("{} of {}", f.plan(plan).stages[f.stage].name, run.written),
+            });
+            (tasks(train), origin.unwrap_or("new".into()))
         }
         Work::Capture(capture) => (capture.data.join(" "), "-".into()),
         Work::Eval(eval) => {

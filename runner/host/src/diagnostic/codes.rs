@@ -51,6 +51,7 @@ pub const CODES: &[Code] = &[
     code("LMB0209", 78, "dataset cannot serve here"),
     code("LMB0211", 78, "vocabularies differ"),
     code("LMB0212", 78, "tokenizers differ"),
+    code("LMB0213", 78, "run that cannot be gone on from"),
     code("LMB0220", 0, "declared and not used"),
     code("LMB0221", 0, "scheduler state dropped"),
     code("LMB0222", 0, "best student of a stream"),

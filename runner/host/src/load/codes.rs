@@ -24,6 +24,7 @@ pub(crate) const NO_SUCH_GROUP: &str = "LMB0239";
 pub(crate) const NOT_DETERMINISTIC: &str = "LMB0240";
 pub(crate) const NO_TEACHER: &str = "LMB0241";
 pub(crate) const LEFT_UNBOUND: &str = "LMB0242";
+pub(crate) const TOKENIZERS: &str = "LMB0212";
 pub(crate) const TOKENIZER: &str = "LMB0243";
 pub(crate) const CACHE_STALE: &str = "LMB0244";
 pub(crate) const SCENARIO: &str = "LMB0250";

@@ -33,7 +33,7 @@ pub(crate) fn create(
         let span = span_of(plugin, &e.pointer, e.at_key);
         e.diagnostic.at(span).within(context)
     };
-    match catalogue.check_settings_in(&plugin.id, &plugin.with, Some(&plan.base_dir)) {
+    match catalogue.check_settings_in(&plugin.id, &plugin.with, Some(plugin.base(plan))) {
         Err(errors) => problems.extend(errors.into_iter().map(place)),
         Ok(with) if problems.is_empty() => match catalogue.create(&plugin.id, &with) {
             Ok(instance) => return Ok(instance),

@@ -7,7 +7,7 @@ use super::codes;
 use super::lock::{Digest, InputEntry, Lock};
 use super::{Catalogue, staging};
 use crate::diagnostic::{Diagnostic, Diagnostics, Span};
-use crate::plan::{Plan, StagePlan};
+use crate::plan::{OtherRun, Plan, StagePlan};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,11 @@ pub fn read(plan: &Plan, catalogue: &Catalogue) -> Result<Vec<Input>, Diagnostic
     let mut found: BTreeMap<String, Input> = BTreeMap::new();
     let mut problems = Vec::new();
     for plugin in plan.stages.iter().flat_map(StagePlan::plugin_uses) {
-        for (written, path) in catalogue.input_paths(&plugin.id, &plugin.with, &plan.base_dir) {
+        let base = plugin.base(plan);
+        for (written, path) in catalogue.input_paths(&plugin.id, &plugin.with, base) {
+            // What another run's settings write means another file here.
+            let theirs = plugin.base.is_some().then(|| path.display().to_string());
+            let written = theirs.unwrap_or(written);
             if found.contains_key(&written) {
                 continue;
             }
@@ -51,7 +55,43 @@ pub fn read(plan: &Plan, catalogue: &Catalogue) -> Result<Vec<Input>, Diagnostic
             }
         }
     }
+    for from in plan.stages.iter().flat_map(StagePlan::forks) {
+        let Some(run) = &from.run else { continue };
+        let span = from.span.clone();
+        match files_of_stage(run, from.stage) {
+            Ok(files) => {
+                let (written, path) = (run.written.clone(), run.dir.clone());
+                let none = Input { written: written.clone(), path, span, files: BTreeMap::new() };
+                found.entry(written).or_insert(none).files.extend(files);
+            }
+            Err(why) => {
+                let text = format!("run `{}`: {why}", run.written);
+                problems.push(Diagnostic::error(codes::INPUT_MISSING, text).at(span));
+            }
+        }
+    }
     if problems.is_empty() { Ok(found.into_values().collect()) } else { Err(problems) }
+}
+
+/// What a stage of another run consists of: the run's pipeline, the stage's task matrix, and the manifests of its
+/// checkpoints, which hold the hashes of all their files. By path below the run's directory.
+fn files_of_stage(run: &OtherRun, stage: usize) -> Result<BTreeMap<String, Digest>, String> {
+    let folder = run.plan.stages.get(stage).map(StagePlan::folder).unwrap_or_default();
+    let mut names = vec!["config/pipeline.yaml".to_owned()];
+    let matrix = format!("stages/{folder}/eval/task-matrix.json");
+    if run.dir.join(&matrix).is_file() {
+        names.push(matrix);
+    }
+    let checkpoints = run.dir.join("stages").join(&folder).join("ckpt");
+    let entries = std::fs::read_dir(&checkpoints);
+    for entry in entries.map_err(|e| format!("cannot read {}: {e}", checkpoints.display()))? {
+        let step = entry.map_err(|e| e.to_string())?.file_name().to_string_lossy().into_owned();
+        let manifest = format!("stages/{folder}/ckpt/{step}/manifest.json");
+        if run.dir.join(&manifest).is_file() {
+            names.push(manifest);
+        }
+    }
+    names.into_iter().map(|name| Ok((name.clone(), digest(&run.dir.join(name))?))).collect()
 }
 
 /// What differs from the lock. An input that the lock does not name is trusted, as data is.

@@ -1,6 +1,7 @@
 //! Document to plan: every default filled in, every reference resolved, every amount counted where it can be.
 //!
-//! Pure: opens no plugin, reads no data, writes nothing (one exception: `seed: random` is drawn here). Collects every
+//! Pure: opens no plugin, reads no data, writes nothing (two exceptions: `seed: random` is drawn here, and the pipelines
+//! of other runs that this one goes on from are read). Collects every
 //! problem instead of stopping at the first, sorted by place. A plan that is returned holds no stand-in value.
 
 mod context;
@@ -8,6 +9,7 @@ mod dataset;
 mod defaults;
 pub mod estimate;
 mod evaluation;
+mod fork;
 mod model;
 mod scenario;
 pub mod schema;
@@ -31,10 +33,15 @@ use serde_json::{Map, Value as Json};
 /// # Errors
 /// Every problem found, warnings among them, sorted by place.
 pub fn plan(document: &Document) -> Result<Plan, Diagnostics> {
+    plan_at(document, 0)
+}
+
+/// [`plan`] for the sake of so many other pipelines.
+fn plan_at(document: &Document, depth: usize) -> Result<Plan, Diagnostics> {
     let sink = Sink::default();
     let fields = Fields::new(&sink, &document.root, String::new(), "the pipeline");
     let top = top::read(&fields, document);
-    let stages = stages::read(&fields, document, &top, &sink);
+    let stages = stages::read(&fields, document, &top, &sink, &fork::Runs::at(depth));
     values::refuse_later(&fields);
     for key in defaults::STAGE_KEYS {
         fields.know(key);

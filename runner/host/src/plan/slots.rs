@@ -6,7 +6,7 @@
 use super::stages::Around;
 use super::top::report_double;
 use super::values::{check_name, inputs, integers, later, map_entries, plugin_use};
-use super::{Bound, FromStage, PluginUse, Reduction, RowsChoice, SchedulerPlan, TermPlan};
+use super::{Bound, FromStage, PluginUse, Reduction, RowsChoice, SchedulerPlan, TermPlan, Which};
 use crate::diagnostic::Diagnostic;
 use crate::document::{Bounds, Fields, Node, Value};
 use serde_json::{Map, Value as Json};
@@ -32,6 +32,7 @@ pub fn no_plugin() -> PluginUse {
         with: Json::Object(Map::new()),
         with_span: None,
         spans: BTreeMap::new(),
+        base: None,
     }
 }
 
@@ -58,8 +59,8 @@ pub fn student(around: &Around, fields: &Fields) -> Student {
             );
         }
         student.from = around.read_from(&part);
-        if let Some(origin) = student.from.as_ref().and_then(|f| around.training(f.stage)) {
-            student.plugin = origin.student.clone();
+        if let Some((from, origin)) = student.from.as_ref().and_then(|f| around.trained(f)) {
+            student.plugin = from.taken(&origin.student);
             student.inputs = origin.student_inputs.clone();
         }
     } else if part.field("uses").is_some() {
@@ -319,27 +320,27 @@ fn term_weights(part: &Fields) -> BTreeMap<String, f64> {
     weights
 }
 
-/// `{from: STAGE}`: that stage's schedulers, their state carried on.
+/// `{from: STAGE, run}`: that stage's schedulers, their state carried on.
 fn handed_on(around: &Around, part: &Fields, student: &Student) -> Vec<SchedulerPlan> {
     let mut weights = term_weights(part);
-    let Some(name) = part.text("from") else { return Vec::new() };
     let Some(field) = part.field("from") else { return Vec::new() };
-    let Some(stage) = around.earlier(&name, &field.node.span) else { return Vec::new() };
-    if around.is_broken(stage) {
-        return Vec::new();
-    }
-    let origin = around.training(stage).map(|t| t.schedulers.as_slice()).unwrap_or_default();
+    let Some((stage, run)) = around.origin(part) else { return Vec::new() };
+    let span = Some(field.node.span.clone());
+    let from = FromStage { stage, run, which: Which::Last, span };
+    let name = field.node.text().unwrap_or_default();
+    let origin = around.trained(&from).map(|(_, t)| t.schedulers.as_slice()).unwrap_or_default();
     if origin.is_empty() {
         around.sink.report(
             Diagnostic::error("LMB0207", format!("stage `{name}` has no scheduler"))
                 .at(field.node.span.clone())
                 .help("name the stage whose scheduler goes on"),
         );
-    } else if student.from.as_ref().map(|f| f.stage) != Some(stage) {
+    } else if !student.from.as_ref().is_some_and(|f| f.stage == from.stage && f.run == from.run) {
+        let run = from.run.as_ref().map_or(String::new(), |run| format!(", run: {}", run.written));
         around.sink.report(
             Diagnostic::error("LMB0208", format!("the scheduler of `{name}` belongs to that stage's student"))
                 .at(field.node.span.clone())
-                .help(format!("write `student: {{from: {name}}}` too: buffers and importances belong to its weights")),
+                .help(format!("write `student: {{from: {name}{run}}}` too: buffers and importances belong to its weights")),
         );
     }
     let single = origin.len() == 1;
@@ -353,7 +354,8 @@ fn handed_on(around: &Around, part: &Fields, student: &Student) -> Vec<Scheduler
             own(key).map(|key| mine.insert(key, *weight)).is_none() && !single
         });
         SchedulerPlan {
-            from: Some(stage),
+            plugin: from.taken(&o.plugin),
+            from: Some(from.clone()),
             term_weights: mine,
             span: Some(part.span.clone()),
             ..o.clone()
@@ -372,16 +374,18 @@ fn handed_on(around: &Around, part: &Fields, student: &Student) -> Vec<Scheduler
 
 fn warn_dropped(around: &Around, fields: &Fields, student: &Student) {
     let Some(from) = &student.from else { return };
-    if around.training(from.stage).is_none_or(|t| t.schedulers.is_empty()) {
+    if around.trained(from).is_none_or(|(_, t)| t.schedulers.is_empty()) {
         return;
     }
-    let name = around.done.get(from.stage).map(|s| s.name.as_str()).unwrap_or_default();
+    let name = fields.part("student").and_then(|s| s.text("from")).unwrap_or_default();
     around.sink.report(
         Diagnostic::warning(
             "LMB0221",
             format!("the scheduler state of stage `{name}` is dropped here"),
         )
         .at(fields.span.clone())
-        .help(format!("write `scheduler: {{from: {name}}}` to carry it on")),
+        .help(format!(
+            "write `scheduler: {{from: {name}}}` (and its `run`, if it has one) to carry it on"
+        )),
     );
 }

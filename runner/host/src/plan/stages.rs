@@ -4,6 +4,7 @@
 
 use super::defaults::{STAGE_KEYS, Taken, stage_fields};
 use super::evaluation;
+use super::fork::Runs;
 use super::teacher;
 use super::top::{Top, help_among, report_double};
 use super::training;
@@ -27,6 +28,8 @@ pub struct Around<'a> {
     pub done: &'a [StagePlan],
     /// Names of all stages.
     pub names: &'a [Option<String>],
+    /// Other runs.
+    pub runs: &'a Runs,
 }
 
 impl<'a> Around<'a> {
@@ -79,21 +82,41 @@ impl<'a> Around<'a> {
         self.done.get(stage).and_then(StagePlan::training)
     }
 
-    /// `{from: STAGE, which}`, a stage that trains, with a best student if asked for.
-    pub fn read_from(&self, part: &Fields) -> Option<FromStage> {
-        let name = part.text("from");
-        let others = [("best", Which::Best), ("ema", Which::Ema)];
-        let which = part.choice_or_first("which", ("last", Which::Last), &others);
-        let (name, field) = (name?, part.field("from")?);
-        let span = &field.node.span;
-        let stage = self.earlier(&name, span)?;
-        if self.is_broken(stage) {
+    /// The training part of a stage that a reference names, and the reference.
+    pub fn trained<'f>(&'f self, from: &'f FromStage) -> Option<(&'f FromStage, &'f TrainPlan)> {
+        let trained = match &from.run {
+            None => self.training(from.stage),
+            Some(run) => run.plan.stages.get(from.stage).and_then(StagePlan::training),
+        };
+        trained.map(|trained| (from, trained))
+    }
+
+    /// `{from: STAGE, which}` without `run`.
+    pub fn read_own(&self, part: &Fields) -> Option<FromStage> {
+        if let Some(field) = part.field("run") {
+            part.text("run");
+            self.sink.report(
+                Diagnostic::error("LMB0113", "a stage of another run is measured and exported by that run")
+                    .at(field.key_span.clone())
+                    .help("`limbeck eval RUN`, `limbeck export RUN`; or go on from it here: `student: {from: STAGE, run: …}`"),
+            );
             return None;
         }
-        let Some(training) = self.training(stage) else {
+        self.read_from(part)
+    }
+
+    /// `{from: STAGE, run, which}`, a stage that trains, with a best student if asked for.
+    pub fn read_from(&self, part: &Fields) -> Option<FromStage> {
+        let others = [("best", Which::Best), ("ema", Which::Ema)];
+        let which = part.choice_or_first("which", ("last", Which::Last), &others);
+        let name = part.text("from");
+        let (stage, run) = self.origin(part)?;
+        let (name, field) = (name?, part.field("from")?);
+        let from = FromStage { stage, run, which, span: Some(field.node.span.clone()) };
+        let Some((_, training)) = self.trained(&from) else {
             self.sink.report(
                 Diagnostic::error("LMB0207", format!("stage `{name}` trains no student"))
-                    .at(span.clone())
+                    .at(field.node.span.clone())
                     .help("name a stage of kind `train` or `distill`"),
             );
             return None;
@@ -103,7 +126,7 @@ impl<'a> Around<'a> {
             Which::Best => self.check_best(&name, training, part),
             Which::Ema => self.check_copy(&name, training, part),
         }
-        Some(FromStage { stage, which, span: Some(span.clone()) })
+        Some(from)
     }
 
     fn check_copy(&self, name: &str, training: &TrainPlan, part: &Fields) {
@@ -153,7 +176,13 @@ enum Kind {
 }
 
 /// Reads all stages.
-pub fn read(top_fields: &Fields, document: &Document, top: &Top, sink: &Sink) -> Vec<StagePlan> {
+pub fn read(
+    top_fields: &Fields,
+    document: &Document,
+    top: &Top,
+    sink: &Sink,
+    runs: &Runs,
+) -> Vec<StagePlan> {
     let nodes = top_fields.list("stages");
     if nodes.is_empty()
         && !top_fields.field("stages").is_some_and(|f| !matches!(f.node.value, Value::List(_)))
@@ -166,11 +195,13 @@ pub fn read(top_fields: &Fields, document: &Document, top: &Top, sink: &Sink) ->
     let taken = Taken::default();
     let mut done: Vec<StagePlan> = Vec::new();
     for node in nodes {
-        let around = Around { sink, top, base: &document.base_dir, done: &done, names: &names };
+        let base = &document.base_dir;
+        let around = Around { sink, top, base, done: &done, names: &names, runs };
         let stage = read_stage(&around, node, top_fields, &taken);
         done.push(stage);
     }
-    let around = Around { sink, top, base: &document.base_dir, done: &done, names: &names };
+    let base = &document.base_dir;
+    let around = Around { sink, top, base, done: &done, names: &names, runs };
     check_unused_defaults(&around, top_fields, &taken);
     done
 }
@@ -232,7 +263,7 @@ fn read_stage(around: &Around, node: &Arc<Node>, top: &Fields, taken: &Taken) ->
 
 /// Stands in for a reference that was reported.
 fn nowhere() -> FromStage {
-    FromStage { stage: 0, which: Which::Last, span: None }
+    FromStage { stage: 0, run: None, which: Which::Last, span: None }
 }
 
 fn kind(fields: &Fields) -> Option<Kind> {
@@ -261,7 +292,7 @@ fn model(around: &Around, fields: &Fields) -> FromStage {
     if part.field("from").is_none() {
         part.missing("from", "the name of an earlier stage");
     }
-    let model = around.read_from(&part);
+    let model = around.read_own(&part);
     fields.keep_part("model", part.finish());
     model.unwrap_or_else(nowhere)
 }
@@ -317,7 +348,7 @@ fn read_capture(around: &Around, fields: &Fields) -> CapturePlan {
     let outputs = outputs(around.sink, fields, topk.is_some());
     let default = match &teacher {
         Some(TeacherPlan::Stage { from, .. }) => {
-            around.training(from.stage).map_or(CAPTURE_BATCH, |t| t.batch_size)
+            around.trained(from).map_or(CAPTURE_BATCH, |(_, t)| t.batch_size)
         }
         _ => CAPTURE_BATCH,
     };

@@ -62,7 +62,7 @@ pub fn students(around: &Around, part: &Fields) -> Vec<FromStage> {
         if member.field("from").is_none() {
             member.missing("from", "the name of an earlier stage");
         }
-        let Some(from) = around.read_from(member) else { return };
+        let Some(from) = around.read_own(member) else { return };
         // Members that share a name were reported.
         if member.field("name").is_some() && students.iter().any(|s| s.stage == from.stage) {
             report_double(around.sink, "this member", from.span.as_ref().unwrap_or(&member.span));
@@ -138,9 +138,9 @@ fn frozen_teacher(around: &Around, part: &Fields) -> Option<Option<TeacherPlan>>
         return Some(Some(TeacherPlan::Plugin(plugin_use(part, "limbeck.hf"))));
     }
     part.field("from")?;
-    Some(around.read_from(part).map(|from| TeacherPlan::Stage {
-        student: around.training(from.stage).map_or_else(no_plugin, |t| t.student.clone()),
-        from,
+    Some(around.read_from(part).map(|from| {
+        let student = around.trained(&from).map(|(from, t)| from.taken(&t.student));
+        TeacherPlan::Stage { student: student.unwrap_or_else(no_plugin), from }
     }))
 }
 

@@ -98,7 +98,7 @@ pub fn plugin_use(fields: &Fields, example: &str) -> PluginUse {
         check_id(fields.sink, &id, span);
     }
     let (with, with_span, spans) = settings(fields);
-    PluginUse { id, id_span, with, with_span: Some(with_span), spans }
+    PluginUse { id, id_span, with, with_span: Some(with_span), spans, base: None }
 }
 
 fn settings(fields: &Fields) -> (Json, Span, BTreeMap<String, KeySpan>) {

@@ -117,7 +117,7 @@ impl Session<'_, '_> {
     ) -> RunResult<Manifest> {
         let loaded = loaded(&self.loaded.captures, stage)?;
         let Some(plugin) = capture.plugin() else { return Err(bug("a capture without teacher")) };
-        let base = &self.plan.base_dir;
+        let base = plugin.base(self.plan);
         let filled = self.catalogue.check_settings_in(&plugin.id, &plugin.with, Some(base));
         let mut settings = filled.unwrap_or_else(|_| plugin.with.clone());
         let files = teacher_files(&mut settings)

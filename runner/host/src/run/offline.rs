@@ -364,8 +364,11 @@ fn teacher_info(plan: &Plan, run: &Path, teacher: &TeacherPlan) -> hf::TeacherIn
     let (description, metrics) = match teacher {
         TeacherPlan::Plugin(plugin) => (plugin.id.clone(), Vec::new()),
         TeacherPlan::Stage { from, .. } => {
+            let (plan, run) = (from.plan(plan), from.dir(run));
             let name = &plan.stages[from.stage].name;
-            (format!("stage {name}"), metrics_of(plan, run, from.stage))
+            let whose =
+                from.run.as_ref().map_or(String::new(), |r| format!(" of run {}", r.written));
+            (format!("stage {name}{whose}"), metrics_of(plan, run, from.stage))
         }
         TeacherPlan::Ema { decay } => (format!("EMA of the student, decay {decay}"), Vec::new()),
         TeacherPlan::SelfOutputs => ("the student itself".to_owned(), Vec::new()),
@@ -434,5 +437,5 @@ pub(crate) fn export(
 
 /// Where a command finds a stage's student.
 pub(crate) fn place(stage: usize, which: Which) -> FromStage {
-    FromStage { stage, which, span: None }
+    FromStage { stage, run: None, which, span: None }
 }

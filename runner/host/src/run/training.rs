@@ -18,7 +18,7 @@ use super::vfs::RealFs;
 use crate::cache::Cache;
 use crate::diagnostic::Diagnostic;
 use crate::load::services;
-use crate::load::wiring::{CachedTeacher, LoadedStage, LoadedTeacher};
+use crate::load::wiring::{CachedTeacher, LoadedStage, LoadedTeacher, same_stream};
 use crate::plan::{
     CacheAt, FromStage, Plan, StagePlan, TeacherPlan, Teaching, TrainPlan, Which, Work,
 };
@@ -148,13 +148,15 @@ impl Session<'_, '_> {
         let student = train.student_from.as_ref();
         let mut schedulers = Vec::new();
         for (s, scheduler) in train.schedulers.iter().enumerate() {
-            if let Some(stage) = scheduler.from {
-                let from = FromStage { stage, which: Which::Last, span: None };
-                schedulers.push((s, student_of(self.plan, self.dir, &from)?));
+            if let Some(from) = &scheduler.from {
+                schedulers.push((s, student_of(self.plan, self.dir, from)?));
             }
         }
-        let matrix = student.filter(|_| train.is_stream).map(|from| {
-            let dir = stage_dir(self.dir, &self.plan.stages[from.stage]);
+        // Rows of another stream mean other tasks.
+        let goes_on =
+            |from: &&FromStage| train.is_stream && same_stream(self.plan, from.plan(self.plan));
+        let matrix = student.filter(goes_on).map(|from| {
+            let dir = stage_dir(from.dir(self.dir), &from.plan(self.plan).stages[from.stage]);
             std::fs::read(dir.join("eval").join("task-matrix.json")).unwrap_or_default()
         });
         Ok(Models {
@@ -311,6 +313,7 @@ fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) ->
 /// # Errors
 /// The stage has no whole checkpoint (65), or none yet (66).
 pub(crate) fn student_of(plan: &Plan, run: &Path, from: &FromStage) -> RunResult<Files> {
+    let (plan, run) = (from.plan(plan), from.dir(run));
     let stage = &plan.stages[from.stage];
     let store = Store::new(&RealFs, stage_dir(run, stage).join("ckpt"));
     let newest = store.newest(&mut Vec::new())?.ok_or_else(|| {

@@ -4,7 +4,7 @@ use super::bind::{Binder, Consumer};
 use super::cached::port;
 use super::ends::{Ends, TEACHER};
 use super::shape::Shapes;
-use super::{Source, tokens};
+use super::{Source, fork, tokens};
 use crate::cache::TOP_K;
 use crate::data::{Datasets, TOKEN_COLUMNS};
 use crate::diagnostic::{Diagnostic, Diagnostics, Span, did_you_mean};
@@ -51,6 +51,9 @@ pub(crate) fn capture(
     let Some(plugin) = capture.plugin() else { return Err(Vec::new()) };
     let teacher = create(plan, catalogue, plugin, kind, &context)?;
     let mut problems = Vec::new();
+    if let TeacherPlan::Stage { from, student } = &capture.teacher {
+        problems.extend(fork::version(catalogue, student, from).map(|p| p.within(context.clone())));
+    }
     let mut shapes = Shapes::default();
     let mut inputs: Option<Vec<Option<Source>>> = None;
     for dataset in capture.data.iter().filter_map(|id| data.get(id)) {

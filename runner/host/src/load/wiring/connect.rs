@@ -9,7 +9,7 @@ use super::shape::Shapes;
 use super::stage::{Builder, CreatedTerm};
 use super::{
     LoadedScheduler, LoadedSnapshot, LoadedStage, LoadedTeacher, LoadedTerm, ROW_CLASSES, Source,
-    TermRows, cached, check, ensemble, scenario, tokens,
+    TermRows, cached, check, ensemble, fork, scenario, tokens,
 };
 use crate::data::{ColumnSpec, Dataset};
 use crate::diagnostic::{Diagnostic, Span};
@@ -188,6 +188,7 @@ impl<'a> Builder<'a> {
             let mut found = cached::temperatures(self.train, teacher, &loaded.terms, settings);
             self.problems.append(&mut found);
         }
+        self.problems.append(&mut fork::tokenizers(self.train, self.data, &loaded));
         if let Some(problem) = check::agreement(self.train, &loaded) {
             let place = self.stage.span.clone();
             self.problems.push(problem.at(place).within(self.within("evaluation")));

@@ -10,6 +10,7 @@ mod check;
 mod connect;
 mod ends;
 mod ensemble;
+mod fork;
 mod rows;
 mod scenario;
 mod shape;
@@ -44,6 +45,7 @@ pub(crate) fn stage(
 }
 
 pub(crate) use ensemble::measured;
+pub(crate) use fork::same_stream;
 pub(crate) use scenario::width;
 
 /// Batch column that the host makes: `[N, V]`, 0 where a column is no class of the row's task (or of the tasks so far).

@@ -3,7 +3,9 @@
 //! Creates everything before it wires anything, so that a wrong setting hides no other. Wires only when every model
 //! exists, since a missing one would make each of its readers look wrong.
 
-use super::{LoadedCapture, LoadedSnapshot, LoadedStage, LoadedTeacher, TeacherModel, cached};
+use super::{
+    LoadedCapture, LoadedSnapshot, LoadedStage, LoadedTeacher, TeacherModel, cached, fork,
+};
 use crate::data::Datasets;
 use crate::diagnostic::{Diagnostic, Diagnostics, did_you_mean};
 use crate::load::catalogue::{Catalogue, PluginKind};
@@ -45,6 +47,7 @@ impl<'a> Builder<'a> {
     /// Every problem, warnings among them.
     pub fn build(mut self) -> Result<(LoadedStage, Diagnostics), Diagnostics> {
         let parts = self.create_parts();
+        self.problems.append(&mut fork::check(self.plan, self.catalogue, self.stage, self.train));
         if self.problems.iter().any(Diagnostic::is_error) {
             return Err(self.problems);
         }
@@ -63,7 +66,7 @@ impl<'a> Builder<'a> {
     }
 
     /// A model that teaches, not wired yet.
-    fn create_teacher(&mut self, teaching: Teaching<'_>) -> Option<LoadedTeacher> {
+    fn create_teacher(&mut self, teaching: Teaching<'a>) -> Option<LoadedTeacher> {
         let part = teaching.part();
         let model = match teaching.plan {
             TeacherPlan::Plugin(plugin) => {
@@ -71,11 +74,11 @@ impl<'a> Builder<'a> {
                 TeacherModel::Instance(self.create(plugin, PluginKind::Teacher, &context)?)
             }
             TeacherPlan::Stage { from, student } => {
-                let context = self.student_context(from.stage);
+                let context = self.student_context(from.plan(self.plan), from.stage);
                 TeacherModel::Instance(self.create(student, PluginKind::Student, &context)?)
             }
             TeacherPlan::Ema { .. } => {
-                let context = self.student_context(self.stage.index);
+                let context = self.student_context(self.plan, self.stage.index);
                 let student = &self.train.student;
                 TeacherModel::Instance(self.create(student, PluginKind::Student, &context)?)
             }
@@ -111,18 +114,19 @@ impl<'a> Builder<'a> {
     }
 
     /// The stage that wrote the settings of a stage's student: `{from}` takes them over.
-    fn student_context(&self, mut stage: usize) -> String {
-        let training = |i: usize| self.plan.stages.get(i).and_then(StagePlan::training);
-        while let Some(from) = training(stage).and_then(|t| t.student_from.as_ref()) {
-            stage = from.stage;
+    fn student_context(&self, mut plan: &'a Plan, mut stage: usize) -> String {
+        let training = |plan: &'a Plan, i: usize| plan.stages.get(i).and_then(StagePlan::training);
+        while let Some(from) = training(plan, stage).and_then(|t| t.student_from.as_ref()) {
+            (plan, stage) = (from.plan(plan), from.stage);
         }
-        let name = self.plan.stages.get(stage).map_or("", |s| s.name.as_str());
-        format!("stage `{name}`, student")
+        let name = plan.stages.get(stage).map_or("", |s| s.name.as_str());
+        let whose = if std::ptr::eq(plan, self.plan) { "" } else { " of another run" };
+        format!("stage `{name}`{whose}, student")
     }
 
     fn create_parts(&mut self) -> Parts {
         let train = self.train;
-        let own_context = self.student_context(self.stage.index);
+        let own_context = self.student_context(self.plan, self.stage.index);
         let student = self.create(&train.student, PluginKind::Student, &own_context);
         let teachers =
             train.teaching().into_iter().filter_map(|t| self.create_teacher(t)).collect();
@@ -178,13 +182,14 @@ impl<'a> Builder<'a> {
                 with: term.config.clone(),
                 with_span: planned.plugin.id_span.clone(),
                 spans: BTreeMap::new(),
+                base: None,
             };
             let context = format!("{context}, its term `{}`", term.name);
             if let Some(instance) = self.create(&plugin, PluginKind::Loss, &context) {
                 parts.own_terms.push((position, t, instance));
             }
         }
-        let student_context = self.student_context(self.stage.index);
+        let student_context = self.student_context(self.plan, self.stage.index);
         for name in &schedule.snapshots {
             let student = self.create(&self.train.student, PluginKind::Student, &student_context);
             let snapshot = |instance| LoadedSnapshot {

@@ -3,6 +3,7 @@
 mod capture;
 mod data;
 mod evaluation;
+mod fork;
 mod slots;
 mod stage;
 mod training;
@@ -12,6 +13,7 @@ pub use data::{
     Column, DatasetPlan, Format, TensorColumns, TensorPlan, TextColumns, TokenizerPlan, Transform,
 };
 pub use evaluation::{Best, EvalSettings, Every, Gate, Metric, StopIf};
+pub use fork::OtherRun;
 pub use slots::{
     Bound, KeySpan, MAX_MEMBERS, MemberPlan, PluginUse, Reduction, RowsChoice, SchedulerPlan,
     TeacherPlan, TermPlan,

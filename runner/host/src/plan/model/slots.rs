@@ -4,6 +4,7 @@ use super::{CachePlan, FromStage};
 use crate::diagnostic::Span;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// `uses` and `with`: a plugin and its settings as written (schema defaults are filled in by the load phase).
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct PluginUse {
     pub with_span: Option<Span>,
     /// Places of keys and values inside `with`, by JSON Pointer (`/hidden/0`).
     pub spans: BTreeMap<String, KeySpan>,
+    /// Directory that relative inputs start from, where it is not the pipeline's: settings of another run.
+    pub base: Option<PathBuf>,
 }
 
 /// Places of one setting.
@@ -152,7 +155,7 @@ pub struct SchedulerPlan {
     /// Plugin.
     pub plugin: PluginUse,
     /// Stage whose scheduler of the same name hands over its state.
-    pub from: Option<usize>,
+    pub from: Option<FromStage>,
     /// Weights of its terms that the pipeline overrides.
     pub term_weights: BTreeMap<String, f64>,
     /// Input port -> source, when rebound.

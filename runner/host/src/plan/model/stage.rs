@@ -1,9 +1,10 @@
 //! The entries of `stages`, and what they take from earlier ones.
 
-use super::{CapturePlan, Gate, Metric, PluginUse, TrainPlan};
+use super::{CapturePlan, Gate, Metric, OtherRun, PluginUse, TeacherPlan, TrainPlan};
 use crate::diagnostic::Span;
 use serde_json::Value as Json;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// One task of a stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +44,26 @@ impl StagePlan {
         }
     }
 
+    /// Stages of other runs that it goes on from.
+    pub fn forks(&self) -> Vec<&FromStage> {
+        fn of_teacher(plan: &TeacherPlan) -> Option<&FromStage> {
+            match plan {
+                TeacherPlan::Stage { from, .. } => Some(from),
+                _ => None,
+            }
+        }
+        let named: Vec<&FromStage> = match &self.work {
+            Work::Train(train) => {
+                let teachers = train.teaching().into_iter().filter_map(|t| of_teacher(t.plan));
+                let schedulers = train.schedulers.iter().filter_map(|s| s.from.as_ref());
+                train.student_from.iter().chain(teachers).chain(schedulers).collect()
+            }
+            Work::Capture(capture) => of_teacher(&capture.teacher).into_iter().collect(),
+            Work::Eval(_) | Work::Export(_) => Vec::new(),
+        };
+        named.into_iter().filter(|from| from.run.is_some()).collect()
+    }
+
     /// `01-teacher`: its folder in the run directory.
     pub fn folder(&self) -> String {
         format!("{:02}-{}", self.index + 1, self.name)
@@ -70,11 +91,13 @@ pub enum Work {
     Export(ExportPlan),
 }
 
-/// `{from: STAGE, which}`.
+/// `{from: STAGE, run, which}`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FromStage {
-    /// Index of an earlier training stage.
+    /// Index of a training stage: an earlier one, or one of `run`.
     pub stage: usize,
+    /// Another run that the stage is of.
+    pub run: Option<Arc<OtherRun>>,
     /// Which of its students.
     pub which: Which,
     /// Place.
