@@ -218,7 +218,7 @@ fn losses(values: &[(String, f64)]) -> String {
 
 /// [`metric_list`] of a stage's record, which holds no value for one that is undefined.
 fn recorded(metrics: &[(String, f64)]) -> String {
-    let text = |value: f64| if value.is_nan() { "–".to_owned() } else { number(value) };
+    let text = |value: f64| if value.is_nan() { "-".to_owned() } else { number(value) };
     metrics.iter().map(|(name, value)| format!("  {name} {}", text(*value))).collect()
 }
 
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn an_undefined_number_of_a_finished_stage_is_a_dash() {
         let metrics = [("accuracy".to_owned(), 0.5), ("fwt".to_owned(), f64::NAN)];
-        assert_eq!(recorded(&metrics), "  accuracy 0.500  fwt –");
+        assert_eq!(recorded(&metrics), "  accuracy 0.500  fwt -");
     }
 
     #[test]
