@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The same streams by Limbeck and by Avalanche, a process each, side by side.
 
-    benches/continual/against_avalanche.py PYTHON [--seeds 3] [--out benches/results/avalanche.json]
+    benches/continual/against_avalanche.py PYTHON [--seeds 5] [--only WORD ...] [--out benches/results/avalanche.json]
 
 PYTHON has Avalanche (`benches/peers/avalanche-requirements.txt`). Split MNIST as in `bands.py`, domain-IL, 16 epochs a
 task, one thread on both sides; accuracy after the last task. Definitions differ between the two, so each method is set to
@@ -11,6 +11,8 @@ mean the same:
 * lwf: KL at T = 2 without T squared, factor 1 from the second task on.
 * ewc: squared gradients of single rows with their true labels, all rows of a task; Avalanche's penalty has no 1/2, so
   Limbeck's lambda is twice its. Avalanche as it is squares the gradient of each mini-batch: timed, not compared.
+* all: Limbeck clears the optimizer's moments at the beginning of each task. Avalanche keeps them; here its are cleared too.
+  "moments kept" is Avalanche as it is: timed, not compared.
 * si: another normalisation and a clip in Avalanche; strengths were chosen on each side by accuracy.
 
 Seconds are of the whole process, from start to exit.
@@ -30,18 +32,22 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import bands
 
 SCENARIO = "domain"
+EWC = bands.scheduler("ewc", **{"lambda": "1e4", "fisher": "empirical", "rows": 0})
+# Name -> (Limbeck's scheduler, Avalanche's method, its moments).
 METHODS = {
-    "none": "",
-    "er": bands.replay("er", insert="task_end"),
-    "lwf": bands.scheduler("lwf", temperature=2, t2="false", weighting="constant"),
-    "ewc": bands.scheduler("ewc", **{"lambda": "1e4", "fisher": "empirical", "rows": 0}),
-    "ewc, mini-batches squared": None,
-    "si": bands.scheduler("si", c=1000),
+    "none": ("", "none", "cleared"),
+    "none, moments kept": ("", "none", "kept"),
+    "er": (bands.replay("er", insert="task_end"), "er", "cleared"),
+    "lwf": (bands.scheduler("lwf", temperature=2, t2="false", weighting="constant"), "lwf", "cleared"),
+    "ewc": (EWC, "ewc", "cleared"),
+    "ewc, moments kept": (EWC, "ewc", "kept"),
+    "ewc, mini-batches squared": (EWC, "ewc, mini-batches squared", "cleared"),
+    "si": (bands.scheduler("si", c=1000), "si", "cleared"),
 }
 
 
 def ours(method, seed):
-    text = bands.pipeline("none", SCENARIO, METHODS[method])
+    text = bands.pipeline("none", SCENARIO, METHODS[method][0])
     text = re.sub("steps: 200", "epochs: 16", text)
     with tempfile.TemporaryDirectory() as folder:
         matrix, seconds = bands.one_run(folder, text, seed)
@@ -50,10 +56,10 @@ def ours(method, seed):
 
 def theirs(python, method, seed):
     script = os.path.join(bands.ROOT, "benches", "peers", "avalanche_split.py")
+    _, peer, moments = METHODS[method]
+    command = [python, "-W", "ignore", script, peer, SCENARIO, str(seed), moments]
     start = time.monotonic()
-    done = subprocess.run(
-        [python, "-W", "ignore", script, method, SCENARIO, str(seed)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - start
     if done.returncode != 0:
         sys.exit(done.stderr)
@@ -67,17 +73,17 @@ def spread(values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("python")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[""])
     parser.add_argument("--out")
     arguments = parser.parse_args()
     results = []
     print(f"{'method':26} {'limbeck':>13} {'avalanche':>13} {'s':>6} {'s':>6} {'ratio':>6}")
-    for method, text in METHODS.items():
+    for method in (m for m in METHODS if any(word in m for word in arguments.only)):
         rows = []
         for seed in range(1, arguments.seeds + 1):
             # Side by side, so that a busy machine is busy for both.
-            own = ours(method, seed) if text is not None else ours("ewc", seed)
-            rows.append((*own, *theirs(arguments.python, method, seed)))
+            rows.append((*ours(method, seed), *theirs(arguments.python, method, seed)))
         own, own_s, their, their_s = map(list, zip(*rows))
         ratio = statistics.median(their_s) / statistics.median(own_s)
         print(f"{method:26} {spread(own):>13} {spread(their):>13} {statistics.median(own_s):6.1f} {statistics.median(their_s):6.1f} {ratio:6.1f}", flush=True)
