@@ -49,6 +49,9 @@ fn rust_layouts() -> Vec<Layout> {
             struct_size, params, grads, m, v, masters, lr, weight_decay, beta1, beta2, eps, grad_scale, t,
         }
         "lmb_vector" = Vector { struct_size, device_type, reserved, axpby, mul, dot, adamw }
+        "lmb_device" = Device {
+            struct_size, device_type, reserved, count, describe, open, alloc, free, clear, upload, download, copy,
+        }
         "lmb_activate" = Activate { struct_size, ctx, work_dir, rank, world_size }
         "lmb_plugin" = Plugin {
             struct_size, this as self, get_interface, ports, activate, deactivate, state_save, state_load, destroy,

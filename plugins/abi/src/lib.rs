@@ -5,6 +5,7 @@
 #![no_std]
 #![warn(missing_docs)]
 
+mod device;
 mod dlpack;
 mod instance;
 mod module;
@@ -12,6 +13,7 @@ mod scheduler;
 mod service;
 mod types;
 
+pub use device::*;
 pub use dlpack::*;
 pub use instance::*;
 pub use module::*;

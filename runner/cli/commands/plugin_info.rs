@@ -93,6 +93,7 @@ fn as_text(info: &PluginInfo, ports: &Ports) -> String {
         format!("  sha256    {}", info.sha256),
         format!("  ABI       {}.{}   {}", info.abi.0, info.abi.1, info.build_info),
     ];
+    lines.push(format!("  devices   {}", info.devices().join(" ")));
     if !info.features.is_empty() {
         lines.push(format!("  features  {}", info.features.join(" ")));
     }
@@ -150,6 +151,7 @@ fn as_json(info: &PluginInfo, ports: &Ports) -> Value {
         "type": "plugin", "id": info.id, "kind": info.kind.name(), "version": info.version,
         "abi": [info.abi.0, info.abi.1], "found": info.found, "library": info.library, "sha256": info.sha256,
         "summary": info.summary, "license": info.license, "features": info.features,
+        "devices": info.devices(),
         "build_info": info.build_info, "schema": info.schema, "ports": ports,
     })
 }

@@ -6,8 +6,10 @@ use crate::args::ValidateArgs;
 use crate::exit;
 use crate::render::table;
 use limbeck_host::data::{Datasets, Tokenize};
+use limbeck_host::device::{cuda, describe, is_served};
 use limbeck_host::diagnostic::{Diagnostic, Diagnostics, sort};
 use limbeck_host::load::lock::{FILE_NAME, Lock};
+use limbeck_host::load::place::unavailable;
 use limbeck_host::load::{self, Catalogue, Loaded};
 use limbeck_host::plan::{DeviceChoice, Plan};
 use limbeck_host::run::check_parameters;
@@ -150,7 +152,9 @@ fn plugin_fact(plan: &Plan, catalogue: &Catalogue) -> String {
     }
     let mut by_version: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for info in used.iter().filter_map(|id| catalogue.find(id)) {
-        let version = format!("{} (ABI {}.{})", info.version, info.abi.0, info.abi.1);
+        let devices =
+            if is_served() { format!(", {}", info.devices().join("+")) } else { String::new() };
+        let version = format!("{} (ABI {}.{}{devices})", info.version, info.abi.0, info.abi.1);
         by_version.entry(version).or_default().push(info.id.clone());
     }
     let group = |(version, ids): (String, Vec<String>)| {
@@ -214,18 +218,26 @@ fn probe(inputs: &mut Inputs) -> Diagnostics {
 fn environment(plan: &Plan, inputs: Option<&Inputs>, shell: &Shell) -> Line {
     let mut problems = Vec::new();
     let threads = crate::startup::threads(shell.global.threads);
-    let device = match plan.device {
-        DeviceChoice::Auto | DeviceChoice::Cpu => {
-            format!("cpu, {threads} thread{}", plural(threads))
+    let cpu = format!("cpu, {threads} thread{}", plural(threads));
+    let device = match (inputs.map(|i| i.loaded.place(plan.device)), plan.device) {
+        (Some(Ok(place)), _) => match &place.why_not {
+            _ if place.gpu.is_some() => place.to_string(),
+            Some(why) if is_served() => format!("{cpu}, no GPU ({why})"),
+            _ => cpu,
+        },
+        (Some(Err(problem)), _) => {
+            problems.push(problem);
+            "no device".to_owned()
         }
-        DeviceChoice::Cuda(ordinal) => {
-            let problem =
-                Diagnostic::error("LMB0801", format!("device `cuda:{ordinal}` is not available"));
-            problems.push(
-                problem.note("no plugin of this build computes on CUDA").help("use `device: cpu`"),
-            );
-            format!("cuda:{ordinal}")
-        }
+        // Without plugins nobody knows what they can.
+        (None, DeviceChoice::Cuda(n)) => match describe(cuda(n)) {
+            Ok((name, _)) => format!("cuda:{n} ({name})"),
+            Err(error) => {
+                problems.push(unavailable(n, &error.message));
+                "no device".to_owned()
+            }
+        },
+        (None, _) => cpu,
     };
     let needed: Option<u64> = inputs.and_then(|inputs| {
         let stages = 0..inputs.plan.stages.len();

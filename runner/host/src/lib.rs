@@ -8,6 +8,7 @@
 pub mod cache;
 pub mod check;
 pub mod data;
+pub mod device;
 pub mod diagnostic;
 pub mod document;
 pub mod load;

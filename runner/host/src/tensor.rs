@@ -1,13 +1,16 @@
 //! Tensors as the host sees them: a handle, a shape, an element type.
 //!
 //! Cheap to clone; every clone shares the memory. The host reads CPU memory only where it must (labels, metrics,
-//! checkpoints) and otherwise hands views on. Memory comes from the host, from a plugin (managed, freed by its own
-//! deleter when the last clone drops, on the step thread) or is borrowed from a plugin (parameters).
+//! checkpoints) and otherwise hands views on. Memory comes from the host, from a device, from a plugin (managed, freed by
+//! its own deleter when the last clone drops, on the step thread) or is borrowed from a plugin (parameters).
 
+mod transfer;
+
+use crate::device::DeviceMemory;
 use limbeck_abi as abi;
 use std::ffi::c_void;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Element types that cross the boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,7 +117,9 @@ impl Drop for HostMemory {
 }
 
 enum Memory {
-    Host(#[expect(dead_code, reason = "held for its drop")] HostMemory),
+    /// With its copy on a device, made when a call there first reads it; not written any more from then on.
+    Host(HostMemory, OnceLock<Tensor>),
+    Device(#[expect(dead_code, reason = "held for its drop")] DeviceMemory),
     /// A plugin's tensor; its deleter runs when the last clone drops.
     Managed(*mut abi::DLManagedTensorVersioned),
     /// Memory that someone else keeps alive (a parameter of an active instance).
@@ -143,7 +148,6 @@ unsafe impl Sync for Memory {}
 /// A view of memory, shared by its clones.
 #[derive(Clone)]
 pub struct Tensor {
-    #[expect(dead_code, reason = "held for its drop")]
     memory: Arc<Memory>,
     data: *mut c_void,
     dtype: DType,
@@ -179,7 +183,7 @@ impl Tensor {
         let memory = HostMemory::zeroed(elements as usize * dtype.bytes());
         Self {
             data: memory.data.as_ptr().cast(),
-            memory: Arc::new(Memory::Host(memory)),
+            memory: Arc::new(Memory::Host(memory, OnceLock::new())),
             dtype,
             device: abi::DLDevice::CPU,
             shape: shape.to_vec(),

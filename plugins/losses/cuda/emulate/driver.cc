@@ -2,6 +2,8 @@
 // memory, streams run at once. Device 0 says it is sm_90, device 1 sm_80. Signatures are those of cuda.h.
 #include <atomic>
 #include <cuda.h>
+#include <malloc.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "machine.h"
@@ -11,7 +13,25 @@ namespace {
 constexpr int kDevices = 2;
 int capability(CUdevice device) { return device == 0 ? 90 : 80; }
 
-std::atomic<int64_t> launches{0};
+std::atomic<int64_t> launches{0}, reads{0}, read_bytes{0}, held{0};
+
+// Bytes of device memory: 1 GiB, or what LIMBECK_EMULATED_MEMORY says.
+int64_t capacity() {
+  const char *given = getenv("LIMBECK_EMULATED_MEMORY");
+  return given ? atoll(given) : int64_t(1) << 30;
+}
+
+// Writes what was counted where LIMBECK_EMULATED_COUNTS says, when the process ends.
+struct Report {
+  ~Report() {
+    const char *path = getenv("LIMBECK_EMULATED_COUNTS");
+    FILE *file = path ? fopen(path, "w") : nullptr;
+    if (!file) return;
+    fprintf(file, "{\"launches\":%lld,\"reads\":%lld,\"read_bytes\":%lld}\n", static_cast<long long>(launches),
+            static_cast<long long>(reads), static_cast<long long>(read_bytes));
+    fclose(file);
+  }
+} report;
 
 }  // namespace
 
@@ -38,8 +58,24 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
     default: return CUDA_ERROR_INVALID_VALUE;
   }
 }
+CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
+  return snprintf(name, size_t(length), "Emulated GPU sm_%d", capability(device)), CUDA_SUCCESS;
+}
+CUresult cuDeviceTotalMem(size_t *bytes, CUdevice) { return *bytes = size_t(capacity()), CUDA_SUCCESS; }
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
+  return *context = reinterpret_cast<CUcontext>(uintptr_t(device) + 1), CUDA_SUCCESS;
+}
+CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
+CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device) {
+  return *pool = reinterpret_cast<CUmemoryPool>(uintptr_t(device) + 1), CUDA_SUCCESS;
+}
+CUresult cuMemPoolSetAttribute(CUmemoryPool, CUmemPool_attribute attribute, void *) {
+  return attribute == CU_MEMPOOL_ATTR_RELEASE_THRESHOLD ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
 CUresult cuGetErrorName(CUresult error, const char **name) {
-  *name = error == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR_OTHER";
+  *name = error == CUDA_ERROR_INVALID_VALUE   ? "CUDA_ERROR_INVALID_VALUE"
+          : error == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
+                                              : "CUDA_ERROR_OTHER";
   return CUDA_SUCCESS;
 }
 CUresult cuGetErrorString(CUresult, const char **text) { return *text = "emulated", CUDA_SUCCESS; }
@@ -81,14 +117,39 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, voi
 }
 
 CUresult cuMemAllocAsync(CUdeviceptr *memory, size_t bytes, CUstream) {
-  *memory = reinterpret_cast<CUdeviceptr>(aligned_alloc(256, (bytes + 255) / 256 * 256));
+  if (held + int64_t(bytes) > capacity()) return CUDA_ERROR_OUT_OF_MEMORY;
+  void *found = aligned_alloc(256, (bytes + 255) / 256 * 256);
+  held += int64_t(malloc_usable_size(found));
+  // NaN, so that whoever reads what nobody wrote is seen.
+  if (found) memset(found, 0xff, bytes);
+  *memory = reinterpret_cast<CUdeviceptr>(found);
   return CUDA_SUCCESS;
 }
 CUresult cuMemFreeAsync(CUdeviceptr memory, CUstream) {
+  held -= int64_t(malloc_usable_size(reinterpret_cast<void *>(memory)));
   free(reinterpret_cast<void *>(memory));
   return CUDA_SUCCESS;
 }
+CUresult cuMemHostAlloc(void **memory, size_t bytes, unsigned int) {
+  return *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096), CUDA_SUCCESS;
+}
+CUresult cuMemsetD8Async(CUdeviceptr memory, unsigned char value, size_t bytes, CUstream) {
+  return memset(reinterpret_cast<void *>(memory), value, bytes), CUDA_SUCCESS;
+}
+CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t bytes, CUstream) {
+  return memcpy(reinterpret_cast<void *>(to), from, bytes), CUDA_SUCCESS;
+}
+CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream) {
+  return memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), bytes), CUDA_SUCCESS;
+}
+CUresult cuEventCreate(CUevent *event, unsigned int) {
+  return *event = reinterpret_cast<CUevent>(uintptr_t(1)), CUDA_SUCCESS;
+}
+CUresult cuEventRecord(CUevent, CUstream) { return CUDA_SUCCESS; }
+CUresult cuEventSynchronize(CUevent) { return CUDA_SUCCESS; }
 CUresult cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t bytes, CUstream) {
+  ++reads;
+  read_bytes += int64_t(bytes);
   memcpy(to, reinterpret_cast<const void *>(from), bytes);
   return CUDA_SUCCESS;
 }

@@ -1,7 +1,7 @@
-//! The CUDA driver by `dlopen`: the functions that launching needs, and its errors in words.
+//! The CUDA driver by `dlopen`: the functions that launching and memory need, and its errors in words.
 //!
 //! Opened once, when a GPU is first asked for. Refuses drivers older than the kernels' toolkit. Creates no
-//! context: the host makes the device's primary context current (limbeck.h, R10).
+//! context but the device's primary one (limbeck.h, R10).
 
 use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 use limbeck_sdk::Error;
@@ -24,6 +24,13 @@ pub struct Kernel(pub *mut c_void);
 unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
+
+/// `CUevent`.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Event(pub *mut c_void);
+// SAFETY: as `Kernel`.
+unsafe impl Send for Event {}
 
 /// `CUlaunchAttribute`, of which only the cluster dimension is used.
 #[repr(C)]
@@ -83,6 +90,12 @@ driver! {
     device_count = "cuDeviceGetCount": fn(*mut c_int);
     device_get = "cuDeviceGet": fn(*mut c_int, c_int);
     device_attribute = "cuDeviceGetAttribute": fn(*mut c_int, c_int, c_int);
+    device_name = "cuDeviceGetName": fn(*mut c_char, c_int, c_int);
+    device_memory = "cuDeviceTotalMem_v2": fn(*mut usize, c_int);
+    retain_context = "cuDevicePrimaryCtxRetain": fn(*mut *mut c_void, c_int);
+    set_current = "cuCtxSetCurrent": fn(*mut c_void);
+    default_pool = "cuDeviceGetDefaultMemPool": fn(*mut *mut c_void, c_int);
+    pool_attribute = "cuMemPoolSetAttribute": fn(*mut c_void, c_int, *mut c_void);
     error_name = "cuGetErrorName": fn(CuResult, *mut *const c_char);
     error_text = "cuGetErrorString": fn(CuResult, *mut *const c_char);
     library_load = "cuLibraryLoadData":
@@ -93,6 +106,13 @@ driver! {
     launch = "cuLaunchKernelEx": fn(*const LaunchConfig, Kernel, *mut *mut c_void, *mut *mut c_void);
     alloc = "cuMemAllocAsync": fn(*mut u64, usize, *mut c_void);
     free = "cuMemFreeAsync": fn(u64, *mut c_void);
+    alloc_pinned = "cuMemHostAlloc": fn(*mut *mut c_void, usize, c_uint);
+    fill = "cuMemsetD8Async": fn(u64, u8, usize, *mut c_void);
+    send = "cuMemcpyHtoDAsync_v2": fn(u64, *const c_void, usize, *mut c_void);
+    copy = "cuMemcpyDtoDAsync_v2": fn(u64, u64, usize, *mut c_void);
+    event_create = "cuEventCreate": fn(*mut Event, c_uint);
+    event_record = "cuEventRecord": fn(Event, *mut c_void);
+    event_wait = "cuEventSynchronize": fn(Event);
     read_back = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, u64, usize, *mut c_void);
     wait = "cuStreamSynchronize": fn(*mut c_void);
 }

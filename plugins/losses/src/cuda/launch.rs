@@ -60,31 +60,38 @@ pub fn device(ordinal: i32) -> Result<&'static Device> {
     Ok(opened)
 }
 
+/// Handle and capability of GPU `ordinal`, asked without a context.
+///
+/// # Errors
+/// As [`device`].
+pub fn look(driver: &Driver, ordinal: i32) -> Result<(c_int, Capability)> {
+    let mut handle = 0;
+    // SAFETY: an out-parameter of ours.
+    let found = unsafe { (driver.device_get)(&mut handle, ordinal) };
+    driver.check(&format!("GPU {ordinal}"), found)?;
+    let attribute = |number| {
+        let mut value = 0;
+        // SAFETY: as above.
+        let found = unsafe { (driver.device_attribute)(&mut value, number, handle) };
+        driver.check("cuDeviceGetAttribute", found).map(|()| value.max(0))
+    };
+    let compute = (attribute(COMPUTE_MAJOR)? * 10 + attribute(COMPUTE_MINOR)?) as u32;
+    if compute < 80 {
+        let message = format!("GPU {ordinal} has compute capability {compute} / 10, 8.0 is needed");
+        return Err(Error::unsupported(message));
+    }
+    let shared_bytes = attribute(SHARED_OPT_IN)? as usize;
+    let max_cluster = if compute == 90 { PORTABLE_CLUSTER } else { 0 };
+    Ok((handle, Capability { compute, shared_bytes, max_cluster }))
+}
+
 impl Device {
     fn open(ordinal: i32) -> Result<Self> {
         let driver = driver().map_err(|none| Error::device(none.to_string()))?;
-        let mut handle = 0;
-        // SAFETY: an out-parameter of ours.
-        let found = unsafe { (driver.device_get)(&mut handle, ordinal) };
-        driver.check(&format!("GPU {ordinal}"), found)?;
-        let attribute = |number| {
-            let mut value = 0;
-            // SAFETY: as above.
-            let found = unsafe { (driver.device_attribute)(&mut value, number, handle) };
-            driver.check("cuDeviceGetAttribute", found).map(|()| value.max(0))
-        };
-        let compute = (attribute(COMPUTE_MAJOR)? * 10 + attribute(COMPUTE_MINOR)?) as u32;
-        if compute < 80 {
-            let message =
-                format!("GPU {ordinal} has compute capability {compute} / 10, 8.0 is needed");
-            return Err(Error::unsupported(message));
-        }
-        let shared_bytes = attribute(SHARED_OPT_IN)? as usize;
-        let max_cluster = if compute == 90 { PORTABLE_CLUSTER } else { 0 };
-        let capability = Capability { compute, shared_bytes, max_cluster };
+        let (handle, capability) = look(driver, ordinal)?;
         let mut opened =
             Self { driver, handle, ordinal, capability, loaded: Mutex::new(Loaded::default()) };
-        if compute == 90 && opened.runs_wide_clusters()? {
+        if capability.compute == 90 && opened.runs_wide_clusters()? {
             opened.capability.max_cluster = 2 * PORTABLE_CLUSTER;
         }
         Ok(opened)

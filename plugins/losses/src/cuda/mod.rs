@@ -6,7 +6,7 @@
 //! * [`arguments`]: what kernels are given, as `cuda/args.h` reads it.
 //! * [`session`], [`call`]: one instance on one GPU, and a call of the contract on borrowed device memory.
 //! * [`linear`]: losses on hidden states times a head, in [`chunks`], with products of cuBLASLt ([`lt`]).
-//! * [`vector`]: `lmb.vector/1` for the host's optimizer.
+//! * [`vector`], [`memory`]: `lmb.vector/1` for the host's optimizer, `lmb.device/1` for its memory.
 //!
 //! A call launches kernels and nothing else: no allocation, no wait, nothing that a CUDA graph cannot capture.
 
@@ -18,10 +18,12 @@ mod images;
 pub mod launch;
 pub mod linear;
 pub mod lt;
+mod memory;
 pub mod plan;
 pub mod prepared;
 pub mod rows;
 pub mod session;
+pub mod table;
 pub mod vector;
 
 use limbeck_sdk::abi;

@@ -8,7 +8,6 @@ use super::launch::{Device, device};
 use super::plan::{SUM_SHARED, Shape, is_taken};
 use limbeck_sdk::{DType, Error, Result, View, abi};
 use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Elements of a block: `kChunk` of `vector.cu`.
 const CHUNK: usize = 64 * 1024;
@@ -27,11 +26,6 @@ pub static TABLE: abi::Vector = abi::Vector {
     adamw: Some(adamw),
 };
 
-/// The module's `get_interface`.
-pub fn interface(id: &str) -> *const c_void {
-    if id == abi::VECTOR_ID { (&raw const TABLE).cast() } else { std::ptr::null() }
-}
-
 /// Where a call runs.
 struct Place {
     device: &'static Device,
@@ -47,29 +41,15 @@ unsafe fn run(
     error: *mut abi::Error,
     f: impl FnOnce(&Place) -> Result<()>,
 ) -> abi::Status {
-    // SAFETY: the caller's promise.
-    let ctx = unsafe { &*ctx };
-    let body = || {
+    let body = |ctx: &abi::Ctx| {
         let target = ctx.stream.device;
         if target.device_type != abi::DL_CUDA {
             return Err(Error::unsupported("this table serves GPUs"));
         }
         f(&Place { device: device(target.device_id)?, stream: ctx.stream.handle })
     };
-    let outcome = catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|_| Err(Error::new(abi::STATUS_PANIC, "a panic in lmb.vector/1")));
-    let Err(failure) = outcome else { return abi::STATUS_OK };
-    if !error.is_null() && !ctx.host.is_null() {
-        // SAFETY: the host's table and its slot, alive for the call.
-        unsafe {
-            let host = &*ctx.host;
-            (host.error_set)(error, failure.status(), abi::Str::new(failure.message()));
-            for (key, value) in failure.notes() {
-                (host.error_note)(error, abi::Str::new(key), abi::Str::new(value));
-            }
-        }
-    }
-    failure.status()
+    // SAFETY: the caller's promise.
+    unsafe { super::table::run("lmb.vector/1", ctx, error, body) }
 }
 
 /// A tensor of a list.

@@ -47,7 +47,7 @@ macro_rules! losses {
         #[cfg(all(feature = "plugin", not(feature = "cuda")))]
         limbeck_sdk::export! { $(loss $plugin),* }
         #[cfg(all(feature = "plugin", feature = "cuda"))]
-        limbeck_sdk::export! { $(loss $plugin),*; interface crate::cuda::vector::interface }
+        limbeck_sdk::export! { $(loss $plugin),*; interface crate::cuda::table::interface }
     };
 }
 

@@ -7,6 +7,7 @@ mod emulator;
 mod extremes;
 mod golden_cases;
 mod linear;
+mod memory;
 mod names;
 mod plan;
 mod rows;

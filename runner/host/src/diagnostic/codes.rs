@@ -140,6 +140,8 @@ pub const CODES: &[Code] = &[
     code("LMB0742", 74, "export cannot be written"),
     code("LMB0743", 74, "tracker cannot be written"),
     code("LMB0801", 69, "device not available"),
+    code("LMB0802", 69, "the device failed"),
+    code("LMB0803", 0, "continued on another device"),
     code("LMB0901", 70, "bug in Limbeck"),
     code("LMB1001", 2, "argument that does not fit"),
     code("LMB1002", 66, "directory cannot be entered"),

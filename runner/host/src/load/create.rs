@@ -76,10 +76,18 @@ fn promises(plan: &Plan, info: &PluginInfo, kind: PluginKind) -> Diagnostics {
         DeviceChoice::Cuda(ordinal) => (abi::DL_CUDA, format!("cuda:{ordinal}")),
     };
     if info.device_mask & (1 << device) == 0 {
-        problems.push(Diagnostic::error(
-            codes::NO_DEVICE,
-            format!("`{id}` does not compute on {name}"),
-        ));
+        let problem =
+            Diagnostic::error(codes::NO_DEVICE, format!("`{id}` does not compute on {name}"));
+        problems.push(match plan.device {
+            DeviceChoice::Cuda(_) => problem
+                .note(
+                    "this build of its library does not; plugins/cuda/build.sh builds all that can",
+                )
+                .help(
+                    "use `device: cpu`, or `device: auto`, which takes a GPU where all plugins can",
+                ),
+            _ => problem,
+        });
     }
     problems
 }

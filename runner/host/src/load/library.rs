@@ -135,6 +135,7 @@ fn open_first(staged: &Path) -> Opened {
     run_init(module, file)?;
     let plugins = describe(module)?;
     take_vector(module);
+    take_device(module);
     // SAFETY: R6, static plugin memory.
     let build_info = unsafe { module.build_info.text() }.unwrap_or_default().to_owned();
     let abi = (module.abi_major, module.abi_minor);
@@ -171,6 +172,29 @@ fn take_vector(module: &abi::Module) {
     if !table.is_null() && unsafe { check_table::<abi::Vector>(table, &mandatory) }.is_ok() {
         // SAFETY: checked just now.
         services::vector::register_device(unsafe { &*table.cast::<abi::Vector>() });
+    }
+}
+
+/// A `lmb.device/1` of the module gives the host its memory there.
+fn take_device(module: &abi::Module) {
+    let Some(get_interface) = module.get_interface else { return };
+    // SAFETY: [any]; the id is static.
+    let table = unsafe { get_interface(abi::Str::new(abi::DEVICE_ID)) };
+    let mandatory = [
+        offset_of!(abi::Device, count),
+        offset_of!(abi::Device, describe),
+        offset_of!(abi::Device, open),
+        offset_of!(abi::Device, alloc),
+        offset_of!(abi::Device, free),
+        offset_of!(abi::Device, clear),
+        offset_of!(abi::Device, upload),
+        offset_of!(abi::Device, download),
+        offset_of!(abi::Device, copy),
+    ];
+    // SAFETY: NULL or a growable struct (R3) that lives as long as the process.
+    if !table.is_null() && unsafe { check_table::<abi::Device>(table, &mandatory) }.is_ok() {
+        // SAFETY: checked just now.
+        crate::device::register(unsafe { &*table.cast::<abi::Device>() });
     }
 }
 

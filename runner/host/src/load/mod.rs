@@ -8,6 +8,7 @@ pub mod instance;
 pub mod library;
 pub mod lock;
 pub mod manifest;
+pub mod place;
 pub mod services;
 mod settings;
 pub mod staging;
@@ -28,6 +29,8 @@ pub struct Loaded {
     pub stages: Vec<Option<wiring::LoadedStage>>,
     /// One per stage; `None` for those that capture nothing.
     pub captures: Vec<Option<wiring::LoadedCapture>>,
+    /// A plugin of the plan that does not compute on GPUs.
+    pub only_on_cpu: Option<String>,
     /// Problems that do not stop the run.
     pub warnings: Diagnostics,
 }
@@ -37,7 +40,12 @@ pub struct Loaded {
 /// # Errors
 /// All problems found, each with its place in the pipeline.
 pub fn load(plan: &Plan, catalogue: &Catalogue, data: &Datasets) -> Result<Loaded, Diagnostics> {
-    let mut loaded = Loaded { stages: Vec::new(), captures: Vec::new(), warnings: Vec::new() };
+    let mut loaded = Loaded {
+        stages: Vec::new(),
+        captures: Vec::new(),
+        only_on_cpu: None,
+        warnings: Vec::new(),
+    };
     let mut problems: Diagnostics = Vec::new();
     for stage in &plan.stages {
         let (mut trains, mut captures) = (None, None);
@@ -68,6 +76,12 @@ pub fn load(plan: &Plan, catalogue: &Catalogue, data: &Datasets) -> Result<Loade
         }
     }
     if problems.is_empty() {
+        let on_gpus = |id: &str| {
+            catalogue.find(id).is_some_and(|i| i.device_mask & (1 << limbeck_abi::DL_CUDA) != 0)
+        };
+        let first = loaded.instances().map(Instance::id).find(|id| !on_gpus(id));
+        let first = first.map(str::to_owned);
+        loaded.only_on_cpu = first;
         crate::diagnostic::sort(&mut loaded.warnings);
         return Ok(loaded);
     }

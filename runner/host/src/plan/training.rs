@@ -413,7 +413,7 @@ fn lr_schedule(fields: &Fields) -> LrSchedulePlan {
 
 fn dtype(top: &Top, fields: &Fields) -> DType {
     let dtype = fields.choice_or_first("dtype", ("f32", DType::F32), &[("bf16", DType::BF16)]);
-    // `auto` is the CPU too: no plugin of this build computes on anything else.
+    // `auto` may be the CPU.
     if dtype == DType::BF16 && !matches!(top.device, DeviceChoice::Cuda(_)) {
         let span = fields.field("dtype").map_or(&fields.span, |f| &f.node.span);
         fields.sink.report(

@@ -1,18 +1,20 @@
-//! Arithmetic on lists of float tensors in CPU memory, in f32 with sums in f64, the same bits every time.
+//! Arithmetic on float tensors, in f32 with sums in f64, the same bits every time.
 //!
-//! Refuses other devices, gaps and integer tensors.
+//! On a device by the `lmb.vector/1` that a module brought. Refuses gaps, integer tensors and operands in two places.
 
 use super::error::{RunResult, bug};
-use crate::load::services::parallel_ranges;
+use crate::device;
+use crate::load::services::{parallel_ranges, vector};
 use crate::tensor::{DType, Tensor};
 use half::{bf16, f16};
+use limbeck_abi as abi;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Calls `$body` with `$slice` as the typed elements of `$tensor` (writable).
 macro_rules! float_mut {
     ($tensor:expr, $slice:ident => $body:expr) => {{
         let tensor: &Tensor = $tensor;
-        if !tensor.is_contiguous() || tensor.device() != limbeck_abi::DLDevice::CPU {
+        if !tensor.is_contiguous() || tensor.device() != abi::DLDevice::CPU {
             return Err(bug(format!("arithmetic on {tensor:?}, which is not contiguous CPU memory")));
         }
         match tensor.dtype() {
@@ -86,6 +88,13 @@ pub(crate) fn axpby(a: f64, x: &Tensor, b: f64, y: &Tensor) -> RunResult<()> {
     if x.elements() != y.elements() {
         return Err(bug(format!("axpby of {x:?} and {y:?}")));
     }
+    if y.device() != abi::DLDevice::CPU {
+        let (ctx, table) = (device::context(y.device()), vector::table());
+        let (x, y) = (x.view("x", abi::TENSOR_READ_ONLY), y.view("y", 0));
+        // SAFETY: [step]; lists of one entry, alive during the call.
+        let call = |e| unsafe { (table.axpby)(table, &ctx, 1, a, &x, b, &y, e) };
+        return Ok(device::answer("axpby", call)?);
+    }
     let (a, b) = (a as f32, b as f32);
     float_mut!(x, xs => float_mut!(y, ys => blend(a, xs, b, ys)));
     Ok(())
@@ -96,12 +105,7 @@ pub(crate) fn axpby(a: f64, x: &Tensor, b: f64, y: &Tensor) -> RunResult<()> {
 /// # Errors
 /// As [`axpby`].
 pub(crate) fn zero(y: &Tensor) -> RunResult<()> {
-    if y.device() != limbeck_abi::DLDevice::CPU || !y.is_contiguous() {
-        return Err(bug(format!("cannot clear {y:?}")));
-    }
-    // SAFETY: as in `float_mut`.
-    unsafe { y.raw_mut() }.fill(0);
-    Ok(())
+    Ok(y.clear()?)
 }
 
 /// Elements of a partial sum of squares; part of the result's definition.
@@ -135,19 +139,34 @@ fn squares_of_part<T: Real>(x: &[T]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// Sum of squares.
+/// Sum of squares of all elements of a list; waits for the device.
 ///
 /// # Errors
 /// As [`axpby`].
-pub(crate) fn sum_of_squares(x: &Tensor) -> RunResult<f64> {
-    Ok(float_mut!(x, xs => squares(xs)))
+pub(crate) fn sum_of_squares(list: &[&Tensor]) -> RunResult<f64> {
+    let place = list.first().map_or(abi::DLDevice::CPU, |x| x.device());
+    if place != abi::DLDevice::CPU {
+        let (ctx, table, mut sum) = (device::context(place), vector::table(), 0.0);
+        let views: Vec<_> = list.iter().map(|x| x.view("x", abi::TENSOR_READ_ONLY)).collect();
+        let (n, x) = (views.len() as u64, views.as_ptr());
+        // SAFETY: [step]; lists of n entries, alive during the call.
+        device::answer("dot", |e| unsafe { (table.dot)(table, &ctx, n, x, x, &mut sum, e) })?;
+        return Ok(sum);
+    }
+    let mut sum = 0.0;
+    for x in list {
+        let x: &Tensor = x;
+        sum += float_mut!(x, xs => squares(xs));
+    }
+    Ok(sum)
 }
 
-/// The elements as f64, for metrics. `None` unless a contiguous CPU tensor.
+/// The elements as f64, for metrics, fetched from a device if they lie there. `None` unless contiguous.
 pub(crate) fn to_f64(x: &Tensor) -> Option<Vec<f64>> {
     fn list<T: crate::tensor::Element>(x: &Tensor, f: impl Fn(T) -> f64) -> Option<Vec<f64>> {
         Some(x.data::<T>()?.iter().map(|v| f(*v)).collect())
     }
+    let x = &x.to(abi::DLDevice::CPU).ok()?;
     match x.dtype() {
         DType::F32 => list::<f32>(x, f64::from),
         DType::F64 => list::<f64>(x, |v| v),
@@ -183,7 +202,7 @@ mod tests {
             assert!((f64::from(*got) - want).abs() < 1e-6);
         }
         let want: f64 = x.iter().map(|v| f64::from(*v).powi(2)).sum();
-        assert!((sum_of_squares(&tx).unwrap() - want).abs() < 1e-12);
+        assert!((sum_of_squares(&[&tx]).unwrap() - want).abs() < 1e-12);
         let long: Vec<f32> = (0..3 * PART + 5).map(|i| (i as f32 * 0.37).sin()).collect();
         let want: f64 = long.iter().map(|v| f64::from(*v).powi(2)).sum();
         let got = squares(&long);

@@ -333,7 +333,7 @@ fn part(
 
 /// Contiguous, floats as f32.
 fn as_kept(tensor: &Tensor) -> Result<Tensor, String> {
-    let tensor = contiguous(tensor);
+    let tensor = contiguous(tensor).to(limbeck_abi::DLDevice::CPU).map_err(|e| e.message)?;
     if matches!(tensor.dtype(), DType::F32 | DType::I32) {
         return Ok(tensor);
     }

@@ -3,6 +3,7 @@
 //! Every failed plugin call is attributed to plugin, call, stage and step here and nowhere else.
 
 use super::RunError;
+use crate::device::DeviceError;
 use crate::diagnostic::Diagnostic;
 use crate::load::instance::PluginError;
 use limbeck_abi as abi;
@@ -48,6 +49,17 @@ pub(crate) fn plugin_error(error: &PluginError) -> RunError {
         diagnostic = diagnostic.help("make `batch.size` smaller and `batch.accumulate` larger");
     }
     RunError::new(diagnostic)
+}
+
+impl From<DeviceError> for RunError {
+    fn from(error: DeviceError) -> Self {
+        let problem = Diagnostic::error("LMB0802", error.message);
+        Self::new(if error.status == abi::STATUS_OUT_OF_MEMORY {
+            problem.help("make `batch.size` smaller and `batch.accumulate` larger")
+        } else {
+            problem
+        })
+    }
 }
 
 /// A plugin that answered, but not what it had promised.

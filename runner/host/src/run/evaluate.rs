@@ -201,7 +201,7 @@ impl Live<'_> {
         let given = self.terms(pass, out, &counts, Terms::Pipeline, None, 0)?;
         for (i, value) in given {
             let term = &self.bound.terms[i];
-            losses.add(i, term.weight, value.value, counts[i][0]);
+            losses.add(i, term.weight, value.read()?.value, counts[i][0]);
         }
         Ok(())
     }

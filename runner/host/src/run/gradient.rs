@@ -7,6 +7,7 @@ use super::bind::Term;
 use super::error::RunResult;
 use crate::load::instance::{GradOut, Param};
 use crate::tensor::{DType, Tensor};
+use limbeck_abi::DLDevice;
 
 /// Gradients of everything that is optimised.
 #[derive(Default)]
@@ -25,11 +26,15 @@ pub(crate) struct GradSet {
 }
 
 impl GradSet {
-    /// Buffers for these parameters and terms.
-    pub fn new(params: &[Param], terms: &[Term]) -> Self {
+    /// Buffers for these parameters and terms in the memory of a device.
+    ///
+    /// # Errors
+    /// No room there.
+    pub fn new(params: &[Param], terms: &[Term], device: DLDevice) -> RunResult<Self> {
+        let zeros = |shape: &[i64]| Tensor::zeros_on(device, DType::F32, shape);
         let sizes = params.iter().map(|p| if wants_gradient(p) { p.value.elements() } else { 0 });
         let total: usize = sizes.sum();
-        let flat = Tensor::zeros(DType::F32, &[total as i64]);
+        let flat = zeros(&[total as i64])?;
         let mut at = 0;
         let mut views = Vec::new();
         for param in params {
@@ -50,19 +55,17 @@ impl GradSet {
         let shown = params
             .iter()
             .zip(&views)
-            .map(|(p, v)| v.clone().unwrap_or_else(|| Tensor::zeros(DType::F32, p.value.shape())))
-            .collect();
-        let loss = terms
-            .iter()
-            .map(|t| {
-                let zeros = |p: &super::bind::OwnedParam| GradOut {
-                    buffer: Tensor::zeros(DType::F32, p.value.shape()),
-                    accumulate: true,
-                };
-                t.params.iter().map(zeros).collect()
-            })
-            .collect();
-        Self {
+            .map(|(p, v)| v.clone().map_or_else(|| zeros(p.value.shape()), Ok))
+            .collect::<Result<_, _>>()?;
+        let mut loss = Vec::new();
+        for term in terms {
+            let mut outs = Vec::new();
+            for param in &term.params {
+                outs.push(GradOut { buffer: zeros(param.value.shape())?, accumulate: true });
+            }
+            loss.push(outs);
+        }
+        Ok(Self {
             overwrite: out(false),
             add: out(true),
             flat: Some(flat),
@@ -70,7 +73,7 @@ impl GradSet {
             shown,
             loss,
             written: false,
-        }
+        })
     }
 
     /// Begins a step. With `clear`, everything is zero at once and all writers add.
@@ -131,18 +134,22 @@ pub(crate) struct Cotangent {
 }
 
 impl Cotangent {
-    /// Begins a pass whose output has this shape.
-    pub fn begin(&mut self, shape: &[i64]) {
+    /// Begins a pass whose output has this shape, of a student on `device`.
+    ///
+    /// # Errors
+    /// No room there.
+    pub fn begin(&mut self, shape: &[i64], device: DLDevice) -> RunResult<()> {
         self.written = false;
         if self.view.as_ref().is_some_and(|v| v.shape() == shape) {
-            return;
+            return Ok(());
         }
         let size = shape.iter().product::<i64>();
         if self.memory.as_ref().is_none_or(|m| m.elements() < size as usize) {
-            self.memory = Some(Tensor::zeros(DType::F32, &[size]));
+            self.memory = Some(Tensor::zeros_on(device, DType::F32, &[size])?);
         }
         let part = self.memory.as_ref().map(|m| m.slice_rows(0, size as usize));
         self.view = part.and_then(|m| m.reshape(shape));
+        Ok(())
     }
 
     /// Where a loss writes for rows `[from, to)` of `rows`; `alone`: no other port of the call writes here.

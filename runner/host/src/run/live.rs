@@ -181,7 +181,8 @@ impl<'a> Live<'a> {
         for i in 0..self.bound.terms.len() {
             self.loss_parameters(i)?;
         }
-        self.grads = GradSet::new(&self.params, &self.bound.terms);
+        let device = self.loaded.student.device();
+        self.grads = GradSet::new(&self.params, &self.bound.terms, device)?;
         for (param, grad) in self.params.iter().zip(&self.grads.views) {
             if let (true, Some(grad)) = (wants_gradient(param), grad) {
                 let (name, value) = (param.name.clone(), param.value.clone());
@@ -199,7 +200,7 @@ impl<'a> Live<'a> {
         for scheduler in 0..self.loaded.schedulers.len() {
             for group in &self.loaded.schedulers[scheduler].schedule.groups {
                 if group.flags & limbeck_abi::GROUP_OWN_GRAD != 0 {
-                    let set = GradSet::new(&self.params, &self.bound.terms);
+                    let set = GradSet::new(&self.params, &self.bound.terms, device)?;
                     self.own_grads.push(((scheduler, group.name.clone()), set));
                 }
             }
@@ -233,7 +234,8 @@ impl<'a> Live<'a> {
             let full = format!("loss/{prefix}/{}", param.name);
             let parts = [self.keys.seed, self.keys.stage, term as u64, owned.len() as u64];
             let value = initial_value(param, key(Purpose::LossParam, &parts))
-                .map_err(|reason| contract(instance.id(), format!("`{full}`: {reason}")))?;
+                .map_err(|reason| contract(instance.id(), format!("`{full}`: {reason}")))?
+                .to(instance.device())?;
             owned.push(OwnedParam {
                 name: full,
                 value,
@@ -282,15 +284,20 @@ impl<'a> Live<'a> {
     }
 
     /// Keeps the student as it is now, for `restore("init")`.
-    pub fn keep_initial(&mut self) {
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn keep_initial(&mut self) -> RunResult<()> {
         let wanted = self
             .loaded
             .schedulers
             .iter()
             .any(|s| s.schedule.claims & limbeck_abi::CLAIM_STUDENT != 0);
         if wanted {
-            self.initial = Some(self.params.iter().map(|p| copy_of(&p.value)).collect());
+            let copies = self.params.iter().map(|p| copy_of(&p.value));
+            self.initial = Some(copies.collect::<RunResult<_>>()?);
         }
+        Ok(())
     }
 
     /// Deactivates everything.
@@ -326,14 +333,14 @@ fn spec_of(port: &crate::load::instance::Port) -> TensorSpec {
 }
 
 /// A copy in host memory.
-pub(crate) fn copy_of(tensor: &Tensor) -> Tensor {
+///
+/// # Errors
+/// What the driver says.
+pub(crate) fn copy_of(tensor: &Tensor) -> RunResult<Tensor> {
     let from = super::rows::contiguous(tensor);
     let to = Tensor::zeros(from.dtype(), from.shape());
-    if let Some(bytes) = from.raw() {
-        // SAFETY: fresh memory, not shared yet.
-        unsafe { to.raw_mut() }.copy_from_slice(bytes);
-    }
-    to
+    to.copy_from(&from)?;
+    Ok(to)
 }
 
 /// A loss parameter as its `init` asks: `zeros`, `ones`, `eye`, `normal(mean,std)`, `xavier_uniform`

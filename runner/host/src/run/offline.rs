@@ -298,7 +298,7 @@ fn write_model(
                 Some(canonical) => {
                     tied.insert(param.name.clone(), canonical.clone());
                 }
-                None => parameters.push((param.name.clone(), copy_of(&param.value))),
+                None => parameters.push((param.name.clone(), copy_of(&param.value)?)),
             }
         }
         Ok(hf::ExportedModel {
@@ -400,6 +400,7 @@ pub(crate) fn evaluate(
     data: Option<&str>,
 ) -> RunResult<Vec<(String, Values)>> {
     let train = training(plan, from.stage)?;
+    loaded.settle(plan.device).map_err(RunError::new)?;
     let mut ids: Vec<String> = match data {
         Some(id) => vec![id.to_owned()],
         None if train.is_stream => plan.tasks.iter().filter_map(|t| t.valid.clone()).collect(),

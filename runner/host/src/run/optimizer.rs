@@ -6,9 +6,11 @@
 use super::arith;
 use super::error::{RunResult, bug, contract};
 use super::safetensors::Named;
-use crate::load::services::parallel_ranges;
+use crate::device;
+use crate::load::services::{parallel_ranges, vector};
 use crate::plan::{OptimizerKind, OptimizerPlan};
 use crate::tensor::{DType, Tensor};
+use limbeck_abi as abi;
 use std::sync::{Mutex, PoisonError};
 
 /// One tensor that is optimised.
@@ -57,10 +59,11 @@ impl Optimizer {
         }
         let shape = value.shape().to_vec();
         let adam = matches!(self.plan.kind, OptimizerKind::Adamw { .. });
-        let master = (kind != DType::F32).then(|| Tensor::zeros(DType::F32, &shape));
+        let zeros = || Tensor::zeros_on(value.device(), DType::F32, &shape);
+        let master = (kind != DType::F32).then(zeros).transpose()?;
         let slot = Slot {
-            m: Tensor::zeros(DType::F32, &shape),
-            v: adam.then(|| Tensor::zeros(DType::F32, &shape)),
+            m: zeros()?,
+            v: adam.then(zeros).transpose()?,
             lr_factor: 1.0,
             frozen: false,
             name,
@@ -104,11 +107,9 @@ impl Optimizer {
     /// # Errors
     /// As [`arith::axpby`].
     pub fn grad_norm(&self) -> RunResult<f64> {
-        let mut sum = 0.0;
-        for slot in self.slots.iter().filter(|s| !s.frozen) {
-            sum += arith::sum_of_squares(&slot.grad)?;
-        }
-        Ok(sum.sqrt())
+        let grads: Vec<&Tensor> =
+            self.slots.iter().filter(|s| !s.frozen).map(|s| &s.grad).collect();
+        Ok(arith::sum_of_squares(&grads)?.sqrt())
     }
 
     /// One update with learning rate `lr`; gradients are scaled by `clip_norm / norm` if `norm` exceeds it.
@@ -124,9 +125,12 @@ impl Optimizer {
             Some(limit) if norm > limit => limit / norm,
             _ => 1.0,
         };
+        if self.slots.iter().any(|s| s.value.device() != abi::DLDevice::CPU) {
+            return self.update_on_device(lr, clip);
+        }
         for slot in self.slots.iter().filter(|s| !s.frozen) {
             let lr = lr * slot.lr_factor;
-            let decay = if slot.decay { self.plan.weight_decay } else { 0.0 };
+            let decay = self.decay_of(slot);
             let target = slot.master.as_ref().unwrap_or(&slot.value);
             // SAFETY: the session's thread is the only one that touches these between plugin calls; the four
             // tensors are different memory.
@@ -149,6 +153,78 @@ impl Optimizer {
             }
         }
         Ok(())
+    }
+
+    /// As [`Optimizer::update`], by the device's `lmb.vector/1`.
+    fn update_on_device(&self, lr: f64, clip: f64) -> RunResult<()> {
+        // A list has masters or has none.
+        for with_masters in [false, true] {
+            let slots: Vec<&Slot> = self
+                .slots
+                .iter()
+                .filter(|s| !s.frozen && s.master.is_some() == with_masters)
+                .collect();
+            match self.plan.kind {
+                _ if slots.is_empty() => {}
+                OptimizerKind::Adamw { .. } => self.adamw_on_device(&slots, lr, clip)?,
+                OptimizerKind::Sgd { momentum } => {
+                    for slot in slots {
+                        self.sgd_on_device(slot, lr * slot.lr_factor, momentum, clip)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decay_of(&self, slot: &Slot) -> f64 {
+        if slot.decay { self.plan.weight_decay } else { 0.0 }
+    }
+
+    fn adamw_on_device(&self, slots: &[&Slot], lr: f64, clip: f64) -> RunResult<()> {
+        let OptimizerKind::Adamw { beta1, beta2, eps } = self.plan.kind else { return Ok(()) };
+        let list = |of: &dyn Fn(&Slot) -> Option<&Tensor>| -> Vec<abi::Tensor> {
+            slots.iter().filter_map(|s| of(s).map(|t| t.view(&s.name, 0))).collect()
+        };
+        let (params, grads) = (list(&|s| Some(&s.value)), list(&|s| Some(&s.grad)));
+        let (m, v) = (list(&|s| Some(&s.m)), list(&|s| s.v.as_ref()));
+        let masters = list(&|s| s.master.as_ref());
+        let rates: Vec<f64> = slots.iter().map(|s| lr * s.lr_factor).collect();
+        let decays: Vec<f64> = slots.iter().map(|s| self.decay_of(s)).collect();
+        if v.len() != slots.len() {
+            return Err(bug("AdamW without moments"));
+        }
+        let update = abi::Adamw {
+            struct_size: abi::struct_size::<abi::Adamw>(),
+            params: params.as_ptr(),
+            grads: grads.as_ptr(),
+            m: m.as_ptr(),
+            v: v.as_ptr(),
+            masters: if masters.is_empty() { std::ptr::null() } else { masters.as_ptr() },
+            lr: rates.as_ptr(),
+            weight_decay: decays.as_ptr(),
+            beta1,
+            beta2,
+            eps,
+            grad_scale: clip,
+            t: self.t,
+        };
+        let (ctx, table) = (device::context(slots[0].value.device()), vector::table());
+        let adamw = table.adamw.ok_or_else(|| bug("no AdamW in the host's table"))?;
+        let n = slots.len() as u64;
+        // SAFETY: [step]; lists of n entries, alive during the call.
+        Ok(device::answer("AdamW", |e| unsafe { adamw(table, &ctx, n, &update, e) })?)
+    }
+
+    fn sgd_on_device(&self, slot: &Slot, lr: f64, momentum: f64, clip: f64) -> RunResult<()> {
+        let target = slot.master.as_ref().unwrap_or(&slot.value);
+        arith::axpby(clip, &slot.grad, momentum, &slot.m)?;
+        arith::axpby(self.decay_of(slot), target, 1.0, &slot.m)?;
+        arith::axpby(-lr, &slot.m, 1.0, target)?;
+        match &slot.master {
+            Some(master) => arith::axpby(1.0, master, 0.0, &slot.value),
+            None => Ok(()),
+        }
     }
 
     /// Moments and master copies by name, for a checkpoint.
@@ -186,20 +262,9 @@ impl Optimizer {
     }
 }
 
-/// Copies bits; type and shape must be equal.
+/// Copies bits, across devices; type and shape must be equal.
 pub(crate) fn copy_exact(from: &Tensor, to: &Tensor) -> Result<(), String> {
-    if from.dtype() != to.dtype() || from.shape() != to.shape() {
-        return Err(format!("{from:?} does not fit {to:?}"));
-    }
-    let bytes = from.raw().ok_or("not contiguous CPU memory")?;
-    if !to.is_contiguous() || to.device() != limbeck_abi::DLDevice::CPU {
-        return Err("not contiguous CPU memory".into());
-    }
-    if from.address() != to.address() {
-        // SAFETY: different memory, and nobody else touches it between plugin calls.
-        unsafe { to.raw_mut() }.copy_from_slice(bytes);
-    }
-    Ok(())
+    to.copy_from(from).map_err(|e| e.message)
 }
 
 /// Elements of a large tensor that one thread updates together: the vocabulary's table is half of a small encoder.

@@ -67,7 +67,9 @@ impl Live<'_> {
         let keys = self.keys;
         // Own random stream: keys of a stage that does not exist, so no draw of training is shared.
         self.keys = Keys { stage: keys.stage + (1 << 32) + (self.now.tick << 33), ..keys };
-        let mut scratch = terms.map(|_| GradSet::new(&self.params, &self.bound.terms));
+        let device = self.loaded.student.device();
+        let scratch = terms.map(|_| GradSet::new(&self.params, &self.bound.terms, device));
+        let mut scratch = scratch.transpose()?;
         let mut result = Ok(());
         for (batch, places) in order.chunks(size.max(1)).enumerate() {
             let mut pass = Pass::fresh(rows.gather(places)?);

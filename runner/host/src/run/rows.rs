@@ -8,6 +8,7 @@ use super::error::{RunResult, bug};
 use crate::data::{Batch, Dataset, Datasets};
 use crate::diagnostic::Diagnostic;
 use crate::tensor::{DType, Tensor, contiguous_strides};
+use limbeck_abi::DLDevice;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -217,6 +218,9 @@ pub(crate) fn concat(parts: &[&Tensor], ignored: bool) -> Result<Tensor, String>
             *size = (*size).max(*other);
         }
     }
+    if let Some(place) = parts.iter().map(|p| p.device()).find(|d| *d != DLDevice::CPU) {
+        return concat_on(place, parts, &shape);
+    }
     let out = Tensor::zeros(first.dtype(), &shape);
     if ignored && first.dtype() == DType::I64 {
         // SAFETY: fresh memory, not shared yet.
@@ -226,6 +230,21 @@ pub(crate) fn concat(parts: &[&Tensor], ignored: bool) -> Result<Tensor, String>
     for part in parts {
         let target = out.slice_rows(at, at + part.rows());
         copy_into_corner(part, &target);
+        at += part.rows();
+    }
+    Ok(out)
+}
+
+/// As [`concat`], in the memory of a device, where nothing is padded.
+fn concat_on(place: DLDevice, parts: &[&Tensor], shape: &[i64]) -> Result<Tensor, String> {
+    if parts.iter().any(|p| p.shape()[1..] != shape[1..]) {
+        return Err("rows of different length on a device".into());
+    }
+    let out = Tensor::zeros_on(place, parts[0].dtype(), shape).map_err(|e| e.message)?;
+    let mut at = 0;
+    for part in parts {
+        let target = out.slice_rows(at, at + part.rows());
+        target.copy_from(part).map_err(|e| e.message)?;
         at += part.rows();
     }
     Ok(out)

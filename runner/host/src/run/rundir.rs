@@ -63,6 +63,9 @@ pub struct Record {
     pub seed_is_drawn: bool,
     /// Size of the pool.
     pub threads: usize,
+    /// `cpu`, `cuda:0`: where it computed last.
+    #[serde(default)]
+    pub device: Option<String>,
     /// Pipeline file as the user named it.
     pub file: PathBuf,
     /// Directory that relative inputs start from, absolute.
@@ -392,6 +395,7 @@ fn create(plan: &Plan, inputs: &Inputs, options: &RunOptions, hash: &str) -> Run
         seed: plan.seed,
         seed_is_drawn: plan.seed_is_drawn,
         threads: options.threads,
+        device: None,
         file: plan.file.clone(),
         base_dir: absolute(&plan.base_dir),
         sets: options.sets.clone(),
@@ -446,6 +450,17 @@ impl RunDir {
         self.record.reason = reason;
         self.record.updated = timestamp(now());
         self.save()
+    }
+
+    /// Records where it computes; gives where it did before, if that is another kind of device.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub fn set_device(&mut self, name: String) -> RunResult<Option<String>> {
+        let kind = |name: &str| name.split(':').next().map(str::to_owned);
+        let then = self.record.device.replace(name.clone());
+        self.save()?;
+        Ok(then.filter(|then| kind(then) != kind(&name)))
     }
 
     /// Gives the run free for other processes.

@@ -3,8 +3,11 @@
 //! Names are sorted, so equal tensors give equal bytes. Reading refuses headers that overlap, overflow or point
 //! outside the file (the `safetensors` crate's checks) and element types that the host does not know.
 
+use crate::device::DeviceError;
 use crate::tensor::{DType, Tensor};
-use safetensors::tensor::{Dtype as FileType, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype as FileType, SafeTensors, View};
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// Tensors by name.
@@ -13,9 +16,12 @@ pub type Named = BTreeMap<String, Tensor>;
 /// Why bytes or tensors were refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorFileError {
-    /// The tensor cannot be written: not in CPU memory, or with gaps.
-    #[error("tensor `{0}` is not contiguous in CPU memory")]
+    /// The tensor cannot be written: it has gaps.
+    #[error("tensor `{0}` is not contiguous")]
     Layout(String),
+    /// It could not be fetched from its device.
+    #[error(transparent)]
+    Device(DeviceError),
     /// The bytes are no safetensors file.
     #[error("not a safetensors file: {0}")]
     Format(String),
@@ -42,20 +48,57 @@ const fn file_type(dtype: DType) -> FileType {
     }
 }
 
-/// The file's bytes.
+/// A tensor of a file, fetched from its device when its turn comes.
+struct Entry<'a> {
+    tensor: &'a Tensor,
+    shape: Vec<usize>,
+    failed: &'a RefCell<Option<DeviceError>>,
+}
+
+impl View for Entry<'_> {
+    fn dtype(&self) -> FileType {
+        file_type(self.tensor.dtype())
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        if let Some(bytes) = self.tensor.raw() {
+            return Cow::Borrowed(bytes);
+        }
+        match self.tensor.to(limbeck_abi::DLDevice::CPU) {
+            Ok(here) => Cow::Owned(here.raw().unwrap_or_default().to_vec()),
+            Err(error) => {
+                self.failed.borrow_mut().get_or_insert(error);
+                Cow::Owned(vec![0; self.tensor.bytes()])
+            }
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.bytes()
+    }
+}
+
+/// The file's bytes; tensors on a device are fetched one by one.
 ///
 /// # Errors
-/// [`TensorFileError::Layout`].
+/// [`TensorFileError::Layout`], [`TensorFileError::Device`].
 pub fn to_bytes(tensors: &Named) -> Result<Vec<u8>, TensorFileError> {
-    let mut views = Vec::with_capacity(tensors.len());
+    let failed = RefCell::new(None);
+    let mut entries = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        let raw = tensor.raw().ok_or_else(|| TensorFileError::Layout(name.clone()))?;
+        if !tensor.is_contiguous() {
+            return Err(TensorFileError::Layout(name.clone()));
+        }
         let shape = tensor.shape().iter().map(|d| *d as usize).collect();
-        let view = TensorView::new(file_type(tensor.dtype()), shape, raw)
-            .map_err(|e| TensorFileError::Format(e.to_string()))?;
-        views.push((name.as_str(), view));
+        entries.push((name.as_str(), Entry { tensor, shape, failed: &failed }));
     }
-    safetensors::tensor::serialize(views, None).map_err(|e| TensorFileError::Format(e.to_string()))
+    let bytes = safetensors::tensor::serialize(entries, None)
+        .map_err(|e| TensorFileError::Format(e.to_string()))?;
+    failed.into_inner().map_or(Ok(bytes), |error| Err(TensorFileError::Device(error)))
 }
 
 /// The tensors of a file, copied.

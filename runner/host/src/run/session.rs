@@ -19,8 +19,10 @@ use super::watch::{Patience, Watch};
 use super::{Control, Outcome, RunError, RunOptions};
 use crate::cache;
 use crate::data::Datasets;
-use crate::diagnostic::Diagnostics;
+use crate::device;
+use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::load::instance::show_calls;
+use crate::load::place::Place;
 use crate::load::wiring::LoadedTeacher;
 use crate::load::{self, Catalogue, Loaded, services};
 use crate::plan::{CacheAt, Plan, StagePlan, Work};
@@ -97,15 +99,23 @@ fn start(
     let dir = run.dir.clone();
     let metrics_path = dir.join("metrics.jsonl");
     let (first, _) = progress_of(plan, &dir);
+    let mut loaded = loaded;
+    let place = loaded.settle(plan.device).map_err(RunError::new)?;
+    if let Some(then) = run.set_device(device::name(place.device))? {
+        let message = format!("begun on {then}, continued on {}", device::name(place.device));
+        let warning = Diagnostic::warning("LMB0803", message).note(
+            "from here on it agrees with a run without a stop up to rounding, not to the bit",
+        );
+        sink.event(&Event::Warning(warning));
+    }
     sink.event(&Event::RunStarted {
         name: plan.name.clone(),
         id: run.record.id.clone(),
         dir: dir.clone(),
         seed: plan.seed,
-        device: format!("cpu, {} threads", options.threads.max(1)),
+        device: device_text(&place, options.threads),
         resumed: run.continued.then(|| resumed_at(plan, &dir, first)).flatten(),
     });
-    let mut loaded = loaded;
     let unfit = parameters::check(plan, &mut loaded, first, &dir.join("work"))?;
     if let Some(problem) = unfit.into_iter().next() {
         return Err(RunError::new(problem));
@@ -138,6 +148,17 @@ fn start(
     let result = session.stages(first, options.until.as_deref());
     services::set_cancelled(None);
     result
+}
+
+/// `cpu, 2 threads`, `cuda:0 (NVIDIA H100 80GB HBM3, 79.6 GiB)`; with the reason if a build for GPUs uses none.
+fn device_text(place: &Place, threads: usize) -> String {
+    match &place.why_not {
+        _ if place.gpu.is_some() => place.to_string(),
+        Some(why) if device::is_served() => {
+            format!("{place}, {} threads; no GPU: {why}", threads.max(1))
+        }
+        _ => format!("{place}, {} threads", threads.max(1)),
+    }
 }
 
 /// The first stage that is not done, and the length of the metrics before it.
@@ -174,15 +195,7 @@ fn inputs_of(
         None => Ok(()),
     };
     let mut inputs = Inputs::default();
-    let of_stages = loaded.stages.iter().flatten().flat_map(|stage| {
-        let teachers = stage.teachers.iter().filter_map(LoadedTeacher::instance);
-        let models = std::iter::once(&stage.student).chain(teachers);
-        let losses = stage.terms.iter().map(|t| &t.instance);
-        let schedulers = stage.schedulers.iter().map(|s| &s.instance);
-        models.chain(losses).chain(schedulers)
-    });
-    let captured = loaded.captures.iter().flatten().map(|capture| &capture.teacher);
-    for info in of_stages.chain(captured).filter_map(|i| catalogue.find(i.id())) {
+    for info in loaded.instances().filter_map(|i| catalogue.find(i.id())) {
         let record = PluginRecord {
             version: info.version.clone(),
             sha256: info.sha256.clone(),

@@ -13,7 +13,7 @@ use super::pass::{Pass, PassOut, Sources, counted, sequence_weights};
 use super::random::Purpose;
 use super::schedule::Shown;
 use crate::diagnostic::Diagnostic;
-use crate::load::instance::{GradOut, LossCall, LossOut, Tape};
+use crate::load::instance::{GradOut, LossCall, LossOut, LossPending, Tape};
 use crate::plan::Reduction;
 use crate::tensor::Tensor;
 use limbeck_abi as abi;
@@ -57,6 +57,9 @@ impl Terms<'_> {
     }
 }
 
+/// What the terms of a pass gave, by term.
+pub(crate) type Given = Vec<(usize, LossPending)>;
+
 /// Counted items by term and gradient set.
 pub(crate) type Counts = Vec<Vec<f64>>;
 
@@ -88,25 +91,30 @@ impl Live<'_> {
             set.begin(clear)?;
         }
         let wanted = self.wanted_in_training();
-        let mut values = StepValues::default();
+        let mut all = Vec::with_capacity(passes.len());
         for (micro, pass) in passes.iter().enumerate() {
             let terms = Terms::Weighted;
             let record = self.flows_back(pass, terms);
             let micro = micro as u64;
             let (out, tape) = self.forward(pass, Mode::Train { record }, &wanted, micro)?;
             self.show_forward(pass, &out)?;
-            let (target, sink) = match pass.set.checked_sub(1) {
-                None => (&mut *grads, Some(&mut values)),
+            let (target, is_recorded) = match pass.set.checked_sub(1) {
+                None => (&mut *grads, true),
                 Some(i) => match own.get_mut(i) {
-                    Some((_, set)) => (set, None),
+                    Some((_, set)) => (set, false),
                     None => continue,
                 },
             };
             let given = self.terms(pass, &out, counts, terms, Some(target), micro)?;
-            if let Some(values) = sink {
-                self.collect(&given, values);
+            if is_recorded {
+                all.push(given);
             }
             self.flow_back(tape, target, micro)?;
+        }
+        // Behind the last pass, so that a device computes while the host goes on.
+        let mut values = StepValues::default();
+        for given in all {
+            self.collect(given, &mut values)?;
         }
         grads.finish()?;
         own.iter_mut().try_for_each(|(_, set)| set.finish())?;
@@ -165,11 +173,11 @@ impl Live<'_> {
         terms: Terms<'_>,
         mut grads: Option<&mut GradSet>,
         micro: u64,
-    ) -> RunResult<Vec<(usize, LossOut)>> {
+    ) -> RunResult<Given> {
         let mut cotangents = std::mem::take(&mut self.cotangents);
         for (cotangent, output) in cotangents.iter_mut().zip(&out.student) {
             if let Some(output) = output {
-                cotangent.begin(output.shape());
+                cotangent.begin(output.shape(), self.loaded.student.device())?;
             }
         }
         let mut given = Vec::new();
@@ -203,7 +211,7 @@ impl Live<'_> {
         out: &PassOut,
         grads: Option<&mut GradSet>,
         cotangents: &mut [Cotangent],
-    ) -> RunResult<Option<LossOut>> {
+    ) -> RunResult<Option<LossPending>> {
         let Some(inputs) = self.term_inputs(call, pass, out)? else { return Ok(None) };
         let term = &self.bound.terms[call.term];
         let rows = (pass.batch.rows, call.range.0, call.range.1);
@@ -231,8 +239,11 @@ impl Live<'_> {
             // Nobody wants them, but the contract has a place for each.
             scratch = params
                 .iter()
-                .map(|p| GradOut { buffer: super::live::copy_of(p), accumulate: false })
-                .collect();
+                .map(|p| {
+                    let buffer = Tensor::zeros_on(p.device(), p.dtype(), p.shape())?;
+                    Ok(GradOut { buffer, accumulate: false })
+                })
+                .collect::<RunResult<_>>()?;
             param_grads = &scratch;
         }
         let loss = LossCall {
@@ -245,11 +256,12 @@ impl Live<'_> {
         };
         let slot = TERM + call.term as u64;
         let ctx = self.keys.ctx(Purpose::Loss, slot, self.now.step, call.micro);
-        match self.loaded.terms[call.term].instance.loss_compute(ctx, &loss) {
+        match self.loaded.terms[call.term].instance.loss_start(ctx, &loss) {
             Ok(value) => Ok(Some(value)),
             // The step's policy for values that are not finite decides.
             Err(e) if e.status == abi::STATUS_NON_FINITE => {
-                Ok(Some(LossOut { value: f64::NAN, metrics: Vec::new() }))
+                let nothing = LossOut { value: f64::NAN, metrics: Vec::new() };
+                Ok(Some(LossPending::Read(nothing)))
             }
             Err(e) => Err(plugin_error(&e).within(format!("term `{}`", term.name))),
         }
@@ -307,15 +319,17 @@ impl Live<'_> {
         Ok(Some(inputs))
     }
 
-    fn collect(&self, given: &[(usize, LossOut)], values: &mut StepValues) {
-        for (i, out) in given {
-            let term = &self.bound.terms[*i];
+    fn collect(&self, given: Given, values: &mut StepValues) -> RunResult<()> {
+        for (i, pending) in given {
+            let out = pending.read()?;
+            let term = &self.bound.terms[i];
             values.objective += term.weight * out.value;
             values.add(term.name.clone(), term.share * out.value);
             for (metric, value) in &out.metrics {
                 values.add(format!("{}.{metric}", term.name), term.share * value);
             }
         }
+        Ok(())
     }
 
     /// Cotangents of the pass to parameter gradients. A tape without cotangents is dropped.

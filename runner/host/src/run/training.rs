@@ -277,7 +277,7 @@ pub(crate) fn read_progress(files: &Files) -> RunResult<Progress> {
 /// Puts models, schedulers and progress in place before the loop.
 fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) -> RunResult<()> {
     // "init" is the student as built, not as another stage left it.
-    stage.live.keep_initial();
+    stage.live.keep_initial()?;
     if let Some(files) = &models.student {
         let model = tensors(files, "model.safetensors")?;
         overwrite(&stage.live.params, &model, "").map_err(|e| misfit("model.safetensors", e))?;

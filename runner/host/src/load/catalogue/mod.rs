@@ -72,6 +72,15 @@ pub struct PluginInfo {
     pub sha256: String,
 }
 
+impl PluginInfo {
+    /// What this build of it can compute on: `cpu`, `cuda`.
+    pub fn devices(&self) -> Vec<&'static str> {
+        let known = [(limbeck_abi::DL_CPU, "cpu"), (limbeck_abi::DL_CUDA, "cuda")];
+        let offered = known.into_iter().filter(|(kind, _)| self.device_mask & (1 << kind) != 0);
+        offered.map(|(_, name)| name).collect()
+    }
+}
+
 /// Kinds of plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PluginKind {

@@ -172,20 +172,11 @@ pub(crate) unsafe fn check_table<T>(
 
 /// The context of one call.
 pub(super) fn context(ctx: CallCtx, device: abi::DLDevice) -> abi::Ctx {
-    // R10: candle uses the per-thread stream, handle 2.
-    let handle = if device.device_type == abi::DL_CUDA {
-        2usize as *mut c_void
-    } else {
-        std::ptr::null_mut()
-    };
     abi::Ctx {
-        struct_size: abi::struct_size::<abi::Ctx>(),
-        host: super::super::services::host(),
-        stream: abi::Stream { device, handle },
         step: ctx.step,
         micro_step: ctx.micro_step,
         rng_key: ctx.rng_key,
-        span: 0,
+        ..crate::device::context(device)
     }
 }
 

@@ -66,7 +66,8 @@ impl Instance {
         let records = flags.param_grad || flags.input_grad;
         let release = if records { Some(self.student("forward")?.tape_release) } else { None };
         let ctx = context(ctx, self.device);
-        input_views(&self.ports, inputs, &mut self.scratch.inputs);
+        let inputs = self.bring("forward", inputs)?;
+        input_views(&self.ports, &inputs, &mut self.scratch.inputs);
         self.scratch.wanted.clear();
         self.scratch.wanted.extend(wanted.iter().map(|w| abi::Str::new(w)));
         self.scratch.outputs.clear();

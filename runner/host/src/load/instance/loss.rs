@@ -1,13 +1,16 @@
 //! Calls of a loss.
 //!
 //! The value and metric buffers hold NaN before each call, so a loss that forgets one is seen. Workspace and argument
-//! lists are kept, so a call allocates nothing unless shapes changed or the loss has metrics.
+//! lists are kept, so a call on the CPU allocates nothing unless shapes changed or the loss has metrics. A call on a
+//! device waits for nothing: its numbers are read when somebody asks for them.
 
 use super::core::context;
 use super::ports::SpecViews;
 use super::{
-    CallCtx, Instance, LossCall, LossOut, LossParam, PluginError, Port, grad_view, input_views,
+    CallCtx, Instance, LossCall, LossOut, LossParam, LossPending, PluginError, Port, grad_view,
+    input_views,
 };
+use crate::device::DeviceError;
 use crate::tensor::{DType, Tensor, TensorSpec};
 use limbeck_abi as abi;
 
@@ -40,6 +43,10 @@ impl LossState {
 
     /// After `deactivate`: plan again.
     pub fn forget(&mut self) {
+        // What lies on a device is freed before the device is.
+        let buffer = || Tensor::zeros(DType::F32, &[1]);
+        self.value = buffer();
+        self.metrics.iter_mut().for_each(|(_, tensor)| *tensor = buffer());
         self.planned = None;
         self.workspace = None;
         self.workspace_bytes = 0;
@@ -55,6 +62,19 @@ impl LossState {
         self.planned
             .as_ref()
             .is_some_and(|p| p.len() == inputs.len() && p.iter().zip(inputs).all(same))
+    }
+
+    /// The value and the metrics on a device, NaN, as one tensor; the views are into it.
+    fn begin_on(&mut self, device: abi::DLDevice) -> Result<Tensor, DeviceError> {
+        let size = 1 + self.metrics.len();
+        let values = Tensor::from_slice(&vec![f32::NAN; size], &[size as i64]).to(device)?;
+        self.value = values.slice_rows(0, 1);
+        for (i, (_, tensor)) in self.metrics.iter_mut().enumerate() {
+            *tensor = values.slice_rows(i + 1, i + 2);
+        }
+        self.metric_views.clear();
+        self.metric_views.extend(self.metrics.iter().map(|(name, t)| t.view(name, 0)));
+        Ok(values)
     }
 
     /// NaN into the value and every metric.
@@ -141,7 +161,9 @@ impl Instance {
         }
         let held = self.loss.workspace.as_ref().map_or(0, |w| w.bytes() as u64);
         if bytes > held {
-            self.loss.workspace = Some(Tensor::zeros(DType::U8, &[bytes as i64]));
+            let memory = Tensor::zeros_on(self.device, DType::U8, &[bytes as i64]);
+            let memory = memory.map_err(|e| self.core.error("plan", e.status, e.message))?;
+            self.loss.workspace = Some(memory);
         }
         self.loss.workspace_bytes = bytes;
         self.loss.planned = Some(inputs.to_vec());
@@ -157,6 +179,19 @@ impl Instance {
         ctx: CallCtx,
         call: &LossCall<'_>,
     ) -> Result<LossOut, PluginError> {
+        let given = self.loss_start(ctx, call)?;
+        given.read().map_err(|e| self.core.error("compute", e.status, e.message))
+    }
+
+    /// As [`Instance::loss_compute`], without waiting for a device.
+    ///
+    /// # Errors
+    /// What the plugin said.
+    pub fn loss_start(
+        &mut self,
+        ctx: CallCtx,
+        call: &LossCall<'_>,
+    ) -> Result<LossPending, PluginError> {
         self.core.need_active("compute")?;
         self.check_inputs("compute", call.inputs.len())?;
         self.check_loss_call(call)?;
@@ -167,8 +202,15 @@ impl Instance {
         }
         let compute = self.loss_table("compute")?.compute;
         let ctx = context(ctx, self.device);
-        self.fill_scratch(call);
-        self.loss.clear();
+        let inputs = self.bring("compute", call.inputs)?;
+        self.fill_scratch(call, &inputs);
+        let on_device = if self.device == abi::DLDevice::CPU {
+            self.loss.clear();
+            None
+        } else {
+            let values = self.loss.begin_on(self.device);
+            Some(values.map_err(|e| self.core.error("compute", e.status, e.message))?)
+        };
         let value = self.loss.value.view("value", 0);
         let s = &self.scratch;
         let raw = abi::LossCall {
@@ -190,7 +232,13 @@ impl Instance {
         };
         // SAFETY: [step], active, planned for these shapes; lists and buffers alive during the call.
         self.core.call("compute", ctx.step, |p, e| unsafe { compute(p, &raw, e) })?;
-        Ok(self.loss.read())
+        Ok(match on_device {
+            None => LossPending::Read(self.loss.read()),
+            Some(values) => {
+                let names = self.loss.metrics.iter().map(|(name, _)| name.clone()).collect();
+                LossPending::OnDevice { values, names }
+            }
+        })
     }
 
     fn check_loss_call(&self, call: &LossCall<'_>) -> Result<(), PluginError> {
@@ -212,9 +260,9 @@ impl Instance {
         Ok(())
     }
 
-    fn fill_scratch(&mut self, call: &LossCall<'_>) {
+    fn fill_scratch(&mut self, call: &LossCall<'_>, inputs: &[Option<Tensor>]) {
         let s = &mut self.scratch;
-        input_views(&self.ports, call.inputs, &mut s.inputs);
+        input_views(&self.ports, inputs, &mut s.inputs);
         s.grads.clear();
         let ports = self.ports.iter().filter(|p| !p.is_output());
         s.grads.extend(ports.zip(call.grads).map(|(p, g)| grad_view(&p.name, g.as_ref())));

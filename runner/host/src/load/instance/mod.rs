@@ -30,6 +30,7 @@ pub use types::*;
 use self::core::{Core, context};
 use super::catalogue::PluginKind;
 use limbeck_abi as abi;
+use std::borrow::Cow;
 use std::mem::offset_of;
 use std::path::Path;
 use std::sync::Arc;
@@ -176,6 +177,32 @@ impl Instance {
     /// The device of the next `activate`; the CPU unless set.
     pub fn set_device(&mut self, device: abi::DLDevice) {
         self.device = device;
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> abi::DLDevice {
+        self.device
+    }
+
+    /// Inputs in the memory that their ports want, to be held until the call returned.
+    fn bring<'a>(
+        &self,
+        call: &'static str,
+        inputs: &'a [Option<crate::tensor::Tensor>],
+    ) -> Result<Cow<'a, [Option<crate::tensor::Tensor>]>, PluginError> {
+        let cpu = abi::DLDevice::CPU;
+        if self.device == cpu && inputs.iter().flatten().all(|t| t.device() == cpu) {
+            return Ok(Cow::Borrowed(inputs));
+        }
+        let one = |(port, input): (&Port, &Option<crate::tensor::Tensor>)| {
+            let place = if port.is_host_memory() { cpu } else { self.device };
+            let brought = input.as_ref().map(|t| t.brought_to(place)).transpose();
+            brought.map_err(|e| {
+                let text = format!("input `{}`: {}", port.name, e.message);
+                self.core.error(call, e.status, text)
+            })
+        };
+        self.inputs().zip(inputs).map(one).collect::<Result<_, _>>().map(Cow::Owned)
     }
 
     /// Whether a panic made it unusable.

@@ -98,7 +98,7 @@ unsafe fn copy(view: &abi::Tensor) -> Result<(String, Tensor), Refusal> {
     let source = unsafe { Tensor::borrowed(&view.t) }
         .ok_or_else(|| invalid(format!("`{name}` is not a valid tensor")))?;
     let owned = Tensor::zeros(source.dtype(), source.shape());
-    copy_strided(&owned, &source).map_err(|why| (abi::STATUS_UNSUPPORTED, why.to_owned()))?;
+    copy_strided(&owned, &source).map_err(|e| (e.status, e.message))?;
     Ok((name, owned))
 }
 

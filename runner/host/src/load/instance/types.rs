@@ -3,6 +3,7 @@
 //! Plain data. Nothing here calls a plugin.
 
 use super::Tape;
+use crate::device::DeviceError;
 use crate::tensor::{DType, Tensor, TensorSpec};
 
 /// Of one call; the instance adds the host table and the stream.
@@ -41,6 +42,10 @@ impl Port {
     /// Whether it may be left unbound.
     pub fn is_optional(&self) -> bool {
         self.flags & limbeck_abi::PORT_OPTIONAL != 0
+    }
+    /// Whether it wants CPU memory whatever the instance's device.
+    pub fn is_host_memory(&self) -> bool {
+        self.flags & limbeck_abi::PORT_HOST_MEMORY != 0
     }
     /// Whether gradients flow through it.
     pub fn is_differentiable(&self) -> bool {
@@ -129,6 +134,35 @@ pub struct LossOut {
     pub value: f64,
     /// By output port name.
     pub metrics: Vec<(String, f64)>,
+}
+
+/// What a loss call gave, which is on its way while the device computes.
+pub enum LossPending {
+    /// Of a CPU.
+    Read(LossOut),
+    /// `[1 + metrics]`, f32.
+    OnDevice {
+        /// The value, then the metrics.
+        values: Tensor,
+        /// Of the metrics.
+        names: Vec<String>,
+    },
+}
+
+impl LossPending {
+    /// Waits for the numbers.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn read(self) -> Result<LossOut, DeviceError> {
+        let (values, names) = match self {
+            Self::Read(out) => return Ok(out),
+            Self::OnDevice { values, names } => (values.to(limbeck_abi::DLDevice::CPU)?, names),
+        };
+        let mut numbers = values.data::<f32>().unwrap_or_default().iter().map(|v| f64::from(*v));
+        let value = numbers.next().unwrap_or(f64::NAN);
+        Ok(LossOut { value, metrics: names.into_iter().zip(numbers).collect() })
+    }
 }
 
 /// A row group that a scheduler declares.

@@ -1,9 +1,10 @@
-//! `tensor_alloc` and `tensor_copy` on the CPU.
+//! `tensor_alloc` and `tensor_copy`.
 //!
-//! Memory is zeroed, contiguous, aligned to 256 bytes and freed by the tensor's own deleter. Refuses other devices,
-//! negative or overflowing shapes, and copies between unequal shapes or types.
+//! Memory is zeroed, contiguous, aligned to 256 bytes and freed by the tensor's own deleter. Refuses devices that no
+//! module serves, negative or overflowing shapes, copies between unequal shapes or types, and gaps off the CPU.
 
 use super::slot::{lossy, report};
+use crate::device::{self, DeviceError, DeviceMemory};
 use crate::tensor::Tensor;
 use limbeck_abi as abi;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -41,6 +42,8 @@ fn must_fail() -> bool {
 /// Everything that one allocation needs to be described and freed.
 struct Block {
     layout: Layout,
+    /// `None`: CPU memory of that layout.
+    on_device: Option<DeviceMemory>,
     shape: Vec<i64>,
     strides: Vec<i64>,
 }
@@ -55,34 +58,47 @@ unsafe extern "C" fn delete(tensor: *mut abi::DLManagedTensorVersioned) {
         // SAFETY: as above.
         let block = unsafe { Box::from_raw(tensor.manager_ctx.cast::<Block>()) };
         LIVE.fetch_sub(block.layout.size() as u64, Ordering::Relaxed);
-        // SAFETY: allocated with this layout in `allocate`.
-        unsafe { dealloc(tensor.dl_tensor.data.cast(), block.layout) };
+        if block.on_device.is_none() {
+            // SAFETY: allocated with this layout in `allocate`.
+            unsafe { dealloc(tensor.dl_tensor.data.cast(), block.layout) };
+        }
     });
 }
 
 fn allocate(
+    device: abi::DLDevice,
     shape: Vec<i64>,
     dtype: abi::DLDataType,
-) -> Result<*mut abi::DLManagedTensorVersioned, &'static str> {
+) -> Result<*mut abi::DLManagedTensorVersioned, DeviceError> {
+    let refuse = |status, why: &str| DeviceError { status, message: why.to_owned() };
     let layout = shape
         .iter()
         .try_fold(dtype.bytes(), |bytes, d| bytes.checked_mul(usize::try_from(*d).ok()?))
         .and_then(|bytes| Layout::from_size_align(bytes.max(1), 256).ok())
-        .ok_or("a negative or overflowing shape")?;
+        .ok_or_else(|| refuse(abi::STATUS_INVALID_ARGUMENT, "a negative or overflowing shape"))?;
     if must_fail() {
-        return Err("out of memory (asked for by the checker)");
+        let why = "out of memory (asked for by the checker)";
+        return Err(refuse(abi::STATUS_OUT_OF_MEMORY, why));
     }
-    // SAFETY: the size is not 0.
-    let data = unsafe { alloc_zeroed(layout) };
+    let (on_device, data) = if device == abi::DLDevice::CPU {
+        // SAFETY: the size is not 0.
+        (None, unsafe { alloc_zeroed(layout) })
+    } else {
+        let memory = DeviceMemory::new(device, layout.size())?;
+        let data: *mut u8 = memory.address().cast();
+        // SAFETY: fresh memory of that size.
+        unsafe { device::clear(device, data.cast(), layout.size()) }?;
+        (Some(memory), data)
+    };
     if data.is_null() {
-        return Err("out of memory");
+        return Err(refuse(abi::STATUS_OUT_OF_MEMORY, "out of memory"));
     }
     LIVE.fetch_add(layout.size() as u64, Ordering::Relaxed);
     let strides = crate::tensor::contiguous_strides(&shape);
-    let mut block = Box::new(Block { layout, shape, strides });
+    let mut block = Box::new(Block { layout, on_device, shape, strides });
     let dl_tensor = abi::DLTensor {
         data: data.cast(),
-        device: abi::DLDevice::CPU,
+        device,
         ndim: block.shape.len() as i32,
         dtype,
         shape: block.shape.as_mut_ptr(),
@@ -112,12 +128,6 @@ pub(super) unsafe extern "C" fn tensor_alloc(
         }
         // SAFETY: R3, R5: checked size, alive during the call.
         let wanted = unsafe { &*wanted };
-        if wanted.stream.device != abi::DLDevice::CPU {
-            return fail(
-                abi::STATUS_UNSUPPORTED,
-                "tensor_alloc: this host allocates on the CPU only",
-            );
-        }
         let ndim = usize::try_from(wanted.ndim).unwrap_or(usize::MAX);
         if ndim > 64 || (ndim > 0 && wanted.shape.is_null()) {
             return fail(abi::STATUS_INVALID_ARGUMENT, "tensor_alloc: bad number of dimensions");
@@ -127,7 +137,7 @@ pub(super) unsafe extern "C" fn tensor_alloc(
             // SAFETY: R5: `shape` has `ndim` entries.
             _ => unsafe { std::slice::from_raw_parts(wanted.shape, ndim) }.to_vec(),
         };
-        match allocate(shape, wanted.dtype) {
+        match allocate(wanted.stream.device, shape, wanted.dtype) {
             Ok(tensor) => {
                 // SAFETY: checked above; the plugin's place for the result.
                 unsafe { *out = tensor };
@@ -136,12 +146,7 @@ pub(super) unsafe extern "C" fn tensor_alloc(
             Err(why) => {
                 // SAFETY: R6.
                 let tag = unsafe { lossy(wanted.tag) };
-                let status = if why.starts_with("out") {
-                    abi::STATUS_OUT_OF_MEMORY
-                } else {
-                    abi::STATUS_INVALID_ARGUMENT
-                };
-                fail(status, &format!("tensor_alloc for `{tag}`: {why}"))
+                fail(why.status, &format!("tensor_alloc for `{tag}`: {why}"))
             }
         }
     })
@@ -169,33 +174,25 @@ pub(super) unsafe extern "C" fn tensor_copy(
         };
         match copy_strided(&dst, &src) {
             Ok(()) => abi::STATUS_OK,
-            Err(text) => fail(abi::STATUS_UNSUPPORTED, text),
+            Err(error) => fail(error.status, &format!("tensor_copy: {error}")),
         }
     })
 }
 
-/// `dst = src`, any strides, both on the CPU.
+/// `dst = src`, any strides on the CPU, none where a device takes part.
 ///
 /// # Errors
-/// Unequal shapes or types, another device.
-pub fn copy_strided(dst: &Tensor, src: &Tensor) -> Result<(), &'static str> {
-    if dst.shape() != src.shape() || dst.dtype() != src.dtype() {
-        return Err("tensor_copy: shapes or types differ");
-    }
-    if dst.device() != abi::DLDevice::CPU || src.device() != abi::DLDevice::CPU {
-        return Err("tensor_copy: this host copies on the CPU only");
+/// Unequal shapes or types, gaps on a device, what the driver says.
+pub fn copy_strided(dst: &Tensor, src: &Tensor) -> Result<(), DeviceError> {
+    let on_cpu = dst.device() == abi::DLDevice::CPU && src.device() == abi::DLDevice::CPU;
+    let fits = dst.shape() == src.shape() && dst.dtype() == src.dtype();
+    if !on_cpu || !fits || (dst.is_contiguous() && src.is_contiguous()) {
+        return dst.copy_from(src);
     }
     if dst.elements() == 0 {
         return Ok(());
     }
     let size = dst.dtype().bytes();
-    if dst.is_contiguous() && src.is_contiguous() {
-        // SAFETY: both hold `bytes()` bytes; `copy` allows overlap.
-        unsafe {
-            std::ptr::copy(src.address().cast::<u8>(), dst.address().cast::<u8>(), src.bytes())
-        };
-        return Ok(());
-    }
     let mut index = vec![0i64; dst.shape().len()];
     loop {
         let offset = |t: &Tensor| {
@@ -245,12 +242,13 @@ mod tests {
     #[test]
     fn allocations_are_counted_and_a_bad_shape_is_refused() {
         let before = live_bytes();
-        let tensor = allocate(vec![3, 5], abi::DLDataType::F32).unwrap();
+        let cpu = abi::DLDevice::CPU;
+        let tensor = allocate(cpu, vec![3, 5], abi::DLDataType::F32).unwrap();
         assert_eq!(live_bytes(), before + 60);
         // SAFETY: just made, deleted once.
         unsafe { delete(tensor) };
         assert_eq!(live_bytes(), before);
-        assert!(allocate(vec![-1], abi::DLDataType::F32).is_err());
-        assert!(allocate(vec![i64::MAX, 2], abi::DLDataType::F64).is_err());
+        assert!(allocate(cpu, vec![-1], abi::DLDataType::F32).is_err());
+        assert!(allocate(cpu, vec![i64::MAX, 2], abi::DLDataType::F64).is_err());
     }
 }
