@@ -148,7 +148,19 @@ impl Call {
     }
 }
 
-/// Relative error of the f32 gradient against f64, on the first rows.
+/// Whether a column's probabilities are closer than f32 tells them apart: the slope of a total variation may then have
+/// either sign, and 0 only if they are equal.
+fn is_tie(data: &Data, at: usize) -> bool {
+    let row = at / data.width * data.width..(at / data.width + 1) * data.width;
+    let log_p = |logits: &[f32]| {
+        let scaled = |v: f32| f64::from(v) / TEMPERATURE;
+        let sum: f64 = logits[row.clone()].iter().map(|v| scaled(*v).exp()).sum();
+        scaled(logits[at]) - sum.ln()
+    };
+    (log_p(&data.student) - log_p(&data.teacher)).abs() < 2e-6
+}
+
+/// Relative error of the f32 gradient against f64, on the first rows; of a piecewise loss without ties.
 fn gradient_error(catalogue: &Catalogue, id: &str, with: &Value, data: &Data) -> f64 {
     let rows = data.rows.min(4);
     let [found, exact] = [DType::F32, DType::F64].map(|dtype| {
@@ -157,7 +169,13 @@ fn gradient_error(catalogue: &Catalogue, id: &str, with: &Value, data: &Data) ->
         call.gradient()
     });
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    norm(&mut found.iter().zip(&exact).map(|(f, e)| f - e)) / norm(&mut exact.iter().copied())
+    let whole = norm(&mut exact.iter().copied());
+    let counts = |at: usize, difference: f64| {
+        let jumps = id == "limbeck.tvd" && difference.abs() > 1e-6 * whole;
+        !(jumps && is_tie(data, at))
+    };
+    let differences = found.iter().zip(&exact).map(|(f, e)| f - e).enumerate();
+    norm(&mut differences.filter(|(at, d)| counts(*at, *d)).map(|(_, d)| d)) / whole
 }
 
 /// `benches/peers/losses.py`, kept alive so that its imports and compilations are paid once.

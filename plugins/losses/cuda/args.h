@@ -35,7 +35,7 @@ struct Rows {
 constexpr uint32_t kAccumulate = 1, kZeroAndCount = 2, kNarrowU = 4, kVectorStore = 8;
 
 // Rows of student against rows of teacher. `width` columns enter; the teacher is −inf from `teacher_width` on, the
-// gradient 0 from `width` to `columns`. Without `grad.data` only the loss is computed.
+// gradient 0 from `width` to `columns`. Columns with 0 in `class_mask`, or in the row of `row_classes`, are −inf. Without `grad.data` only the loss is computed.
 struct RowArgs {
   Matrix student, teacher, grad;
   Column class_mask, targets;
@@ -46,6 +46,7 @@ struct RowArgs {
   uint32_t flags;
   int32_t reserved;
   Slot *slots;
+  Matrix row_classes;
 };
 
 constexpr int32_t kTail = 0, kTeacherRenorm = 1, kBothRenorm = 2;
@@ -109,8 +110,16 @@ struct CopyArgs {
   uint32_t flags;
 };
 
-static_assert(sizeof(RowArgs) == 288 && sizeof(SparseArgs) == 392 && sizeof(FinishArgs) == 48, "args.rs");
+// A matrix times a number on the device.
+struct ScaleArgs {
+  Matrix to;
+  const float *factor;
+  int32_t columns, reserved;
+};
+
+static_assert(sizeof(RowArgs) == 320 && sizeof(SparseArgs) == 424 && sizeof(FinishArgs) == 48, "args.rs");
 static_assert(sizeof(VectorTensor) == 72 && sizeof(VectorArgs) == 72 * kTensors + 48, "args.rs");
 static_assert(sizeof(ListArgs) == 12 * kListed + 24 && sizeof(CopyArgs) == 88, "args.rs");
+static_assert(sizeof(ScaleArgs) == 48, "args.rs");
 
 }  // namespace lmb

@@ -1,4 +1,5 @@
-// Rows in and out of the chunks of a fused linear loss, a block a row; sm_80 and later.
+// Rows in and out of the chunks of a fused linear loss, and kept gradients under a factor; a block a row, sm_80 and
+// later.
 #include "rows.cuh"
 
 namespace lmb {
@@ -22,7 +23,18 @@ LMB_FN void copy_row(const CopyArgs &a) {
   }
 }
 
+// A factor of 1, which most losses have, costs no access.
+LMB_FN void scale_row(const ScaleArgs &a) {
+  const float factor = *a.factor;
+  if (factor == 1.0f) return;
+  for (int v = thread(); v < a.columns; v += threads()) {
+    const int64_t at = block() * a.to.row + v * a.to.column;
+    store_any(a.to, at, load_any(a.to.data, at, a.to.type) * factor, false);
+  }
+}
+
 LMB_KERNEL(linear_list, kThreads, 1, ListArgs, (list_rows(a)))
 LMB_KERNEL(linear_copy, kThreads, 4, CopyArgs, (copy_row(a)))
+LMB_KERNEL(linear_scale, kThreads, 4, ScaleArgs, (scale_row(a)))
 
 }  // namespace lmb

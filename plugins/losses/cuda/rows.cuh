@@ -123,7 +123,9 @@ LMB_FN double row_weight(const Rows &rows, int64_t n) {
   return load_any(rows.weights.data, at, rows.weights.type);
 }
 
-LMB_FN bool column_kept(const RowArgs &a, int v) {
+LMB_FN bool column_kept(const RowArgs &a, int64_t n, int v) {
+  const Matrix &own = a.row_classes;
+  if (own.data && load_any(own.data, n * own.row + v * own.column, own.type) == 0.0f) return false;
   return !a.class_mask.data || load_any(a.class_mask.data, v * a.class_mask.stride, a.class_mask.type) != 0.0f;
 }
 

@@ -17,7 +17,7 @@ LMB_FN void cross_entropy_row(const RowArgs &a, int64_t n, double weight, Source
   Running running;
   source.each([&](int, const float *s, const float *) { running.template add<kLanes>(s, scale2); });
   const int64_t label = load_index(a.rows.labels.data, n * a.rows.labels.stride, a.rows.labels.type);
-  const bool known = label >= 0 && label < a.width && column_kept(a, int(label));
+  const bool known = label >= 0 && label < a.width && column_kept(a, n, int(label));
   const float target =
       known ? load_any(a.student.data, n * a.student.row + label * a.student.column, a.student.type) : not_a_number();
   double tops[1] = {running.most};

@@ -66,7 +66,7 @@ template <bool kPair> struct Any {
   template <class F> LMB_FN void each(F f) const {
     for (int v = thread(); v < a.width; v += threads()) {
       float s[1] = {negative_infinity()}, t[1] = {negative_infinity()};
-      if (column_kept(a, v)) {
+      if (column_kept(a, n, v)) {
         s[0] = load_any(a.student.data, n * a.student.row + v * a.student.column, a.student.type);
         if (kPair && v < a.teacher_width)
           t[0] = load_any(a.teacher.data, n * a.teacher.row + v * a.teacher.column, a.teacher.type);

@@ -5,7 +5,8 @@
 //! * [`plugin`]: the losses as plugins; the entry symbol is exported by feature `plugin`.
 //! * [`cpu`]: the fast path of the losses that large models are trained with.
 //! * `cuda`: the same on NVIDIA GPUs, with feature `cuda`.
-//! * `candle_ops`, with feature `candle`: the dense losses as operations of candle programs.
+//! * `candle_ops`, with feature `candle`: the dense losses as operations of candle programs, with `candle-cuda` on
+//!   GPUs too.
 //!
 //! Every loss computes `value = Σ w ℓ / normalizer` over counted rows and the exact gradient of that value.
 //! It divides by nothing else, so micro-batches add up.

@@ -1,7 +1,7 @@
 //! The losses as operations of candle: against the same loss as an expression, and against differences.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use limbeck_losses::candle_ops::LogitLoss;
+use limbeck_losses::candle_ops::{FusedLinearLoss, LogitLoss, Teacher};
 use serde_json::json;
 
 fn wave(rows: usize, columns: usize, a: f64) -> Result<Tensor> {
@@ -83,5 +83,95 @@ fn what_does_not_fit_is_refused_with_words() -> Result<()> {
     assert!(words(loss.labels(vec![0]).forward(&a, &a)).contains("1 labels"));
     assert!(LogitLoss::new("kl", &json!({"temperature": 0})).is_err());
     assert!(LogitLoss::new("uld", &json!({})).is_err());
+    Ok(())
+}
+
+/// States and heads, as `dtype`, and the loss on their logits as an expression of f64.
+struct Fused {
+    hidden: Var,
+    head: Var,
+    teacher: [Tensor; 2],
+}
+
+impl Fused {
+    fn new(dtype: DType) -> Result<Self> {
+        let of = |rows, columns, a| (wave(rows, columns, a)? / 3.0)?.to_dtype(dtype);
+        Ok(Self {
+            hidden: Var::from_tensor(&of(7, 6, 0.7)?)?,
+            head: Var::from_tensor(&of(40, 6, 0.37)?)?,
+            teacher: [of(7, 9, 0.9)?, of(40, 9, 0.61)?],
+        })
+    }
+
+    fn teacher(&self) -> Teacher<'_> {
+        Teacher::Product(&self.teacher[0], &self.teacher[1])
+    }
+
+    /// T² KL over the rows, and the gradients of states and head.
+    fn exact(&self, t: f64) -> Result<(Tensor, [Tensor; 2])> {
+        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64);
+        let (hidden, head) =
+            (Var::from_tensor(&wide(&self.hidden)?)?, Var::from_tensor(&wide(&self.head)?)?);
+        let teacher = wide(&self.teacher[0])?.matmul(&wide(&self.teacher[1])?.t()?)?;
+        let value = expression(&hidden.matmul(&head.t()?)?, &teacher, t)?;
+        let grads = value.backward()?;
+        let of = |var: &Var| grads.get(var).cloned().expect("it is used");
+        Ok((value, [of(&hidden), of(&head)]))
+    }
+}
+
+#[test]
+fn states_and_a_head_give_the_loss_on_their_logits_and_both_gradients() -> Result<()> {
+    for (dtype, bound) in [(DType::F32, 1e-5), (DType::BF16, 1e-2)] {
+        let fused = Fused::new(dtype)?;
+        let (value, grads) = fused.exact(2.0)?;
+        for chunk in [0, 1, 3] {
+            let loss = FusedLinearLoss::new("kl", &json!({"temperature": 2.0}))?.chunk(chunk);
+            let found = (loss.forward(&fused.hidden, &fused.head, fused.teacher())? * 3.0)?;
+            assert_eq!(found.dtype(), dtype);
+            // A 16-bit value is rounded before and after its factor.
+            let most = bound * (1.0 + 3.0 * value.to_scalar::<f64>()?);
+            assert!(largest_difference(&found, &(&value * 3.0)?)? < most, "{dtype:?} {chunk}");
+            let (first, second) = (found.backward()?, found.backward()?);
+            for (var, exact) in [&fused.hidden, &fused.head].into_iter().zip(&grads) {
+                let (grad, again) = (first.get(var).unwrap(), second.get(var).unwrap());
+                assert_eq!(grad.dtype(), dtype);
+                assert!(largest_difference(grad, &(exact * 3.0)?)? < 3.0 * bound, "{dtype:?}");
+                assert_eq!(largest_difference(grad, again)?, 0.0);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_frozen_head_gets_no_gradient_and_logits_do_for_a_teacher() -> Result<()> {
+    let fused = Fused::new(DType::F32)?;
+    let logits = fused.teacher[0].matmul(&fused.teacher[1].t()?)?;
+    let loss = FusedLinearLoss::new("gjsd", &json!({}))?.labels(vec![0, 1, -100, 3, 4, 5, 6]);
+    let frozen = fused.head.as_detached_tensor();
+    let whole = loss.forward(&fused.hidden, &fused.head, fused.teacher())?.backward()?;
+    let grads = loss.forward(&fused.hidden, &frozen, Teacher::Logits(&logits))?.backward()?;
+    let (one, other) = (whole.get(&fused.hidden).unwrap(), grads.get(&fused.hidden).unwrap());
+    assert!(largest_difference(one, other)? < 1e-7);
+    assert!(other.to_vec2::<f32>()?[2].iter().all(|g| *g == 0.0));
+    assert!(grads.get(&frozen).is_none() && grads.get(&fused.head).is_none());
+    Ok(())
+}
+
+#[test]
+fn states_and_heads_that_do_not_fit_are_refused_with_words() -> Result<()> {
+    let words = |result: Result<Tensor>| result.expect_err("refused").to_string();
+    let fused = Fused::new(DType::F32)?;
+    let loss = FusedLinearLoss::new("kl", &json!({}))?;
+    let narrow = fused.head.narrow(1, 0, 5)?;
+    assert!(words(loss.forward(&fused.hidden, &narrow, fused.teacher())).contains("[40, 5]"));
+    let few = fused.teacher[1].narrow(0, 0, 39)?;
+    let teacher = Teacher::Product(&fused.teacher[0], &few);
+    assert!(words(loss.forward(&fused.hidden, &fused.head, teacher)).contains("[7, 39]"));
+    let wide = fused.hidden.to_dtype(DType::F64)?;
+    assert!(words(loss.forward(&wide, &fused.head, fused.teacher())).contains("f32, bf16 or f16"));
+    let bad = FusedLinearLoss::new("kl", &json!({"temperature": 0})).expect_err("refused");
+    assert!(bad.to_string().contains("/with/temperature"), "{bad}");
     Ok(())
 }

@@ -1,16 +1,22 @@
-//! Cross-entropy with hard labels and label smoothing, row by row.
+//! Cross-entropy with hard labels and label smoothing: powers of a row once, and its gradient from them.
 //!
 //! `ℓ = (1−ε)(ln Z − z_y) + ε(ln Z − mean of live z)`, z centred on the maximum, so that a confident row keeps
-//! its digits. Labels were checked before: a row that counts has one in range, on a kept column.
+//! its digits. Labels were checked before: a row that counts has one in range, on a kept column. What concerns the
+//! label's column is f64.
 
 use super::dense::{blocks, finish};
-use super::isa::{self, Kernel};
+use super::isa::{self, LaneKernel};
 use super::matrix::{Float, Load, Store};
+use super::narrow::COLUMNS;
+use super::number::Number;
 use super::real::Real;
-use super::scratch::{Buffer, LANES, lanes, lanes_mut, total};
-use super::{BLOCK, Matrix, Output, Pool, Slot, Sums, Weights, each_row};
+use super::rows::{Part, Whole, center, scale, weigh, whole};
+use super::scratch::{Buffer, padded};
+use super::simd::Simd;
+use super::{
+    BLOCK, Matrix, Output, Pool, Slot, Sums, Weights, Workspace, each_row_by_worker, narrow_labels,
+};
 use crate::settings::{CrossEntropy, NonFinite};
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// One call.
@@ -31,7 +37,8 @@ pub struct CrossEntropyCall<'a> {
     pub grad_factor: f64,
 }
 
-/// Computes value and gradient in f64 if the logits are f64, else in f32.
+/// Computes value and gradient in f64 if the logits are f64, else in f32. `scratch` is used if it holds
+/// [`scratch_bytes`](super::scratch_bytes).
 ///
 /// # Errors
 /// What the pool says.
@@ -39,229 +46,259 @@ pub fn run<P: Pool>(
     ce: &CrossEntropy,
     call: &CrossEntropyCall<'_>,
     slots: &mut [Slot],
+    scratch: &mut [u8],
     pool: &P,
 ) -> Result<Sums, P::Error> {
-    match call.student.float() {
-        Float::F64 => rows::<f64, P>(ce, call, slots, pool),
-        _ => rows::<f32, P>(ce, call, slots, pool),
+    let (width, workers) = (call.student.width(), pool.workers());
+    if call.student.float() == Float::F64 {
+        let workspace = &Workspace::<f64>::new(scratch, width, workers);
+        return each_row_by_worker(pool, slots, width, |range, worker, set| {
+            rows::<f64>(CeKernel { ce, call, range, worker, workspace, set });
+        });
     }
-}
-
-fn rows<A: Real, P: Pool>(
-    ce: &CrossEntropy,
-    call: &CrossEntropyCall<'_>,
-    slots: &mut [Slot],
-    pool: &P,
-) -> Result<Sums, P::Error>
-where
-    for<'m> Matrix<'m>: Load<A>,
-    for<'m> Output<'m>: Store<A>,
-{
-    each_row(pool, slots, call.student.width(), |range, set| {
-        isa::run(CeKernel::<A> { ce, call, range, set, arithmetic: PhantomData });
+    let workspace = &Workspace::<f32>::new(scratch, width, workers);
+    each_row_by_worker(pool, slots, width, |range, worker, set| {
+        isa::run_lanes(CeKernel { ce, call, range, worker, workspace, set });
     })
 }
 
-struct CeKernel<'k, A> {
-    ce: &'k CrossEntropy,
-    call: &'k CrossEntropyCall<'k>,
-    range: Range<usize>,
-    set: &'k dyn Fn(usize, Slot),
-    arithmetic: PhantomData<A>,
+/// Rows of one worker.
+pub(super) struct CeKernel<'k, A> {
+    pub ce: &'k CrossEntropy,
+    pub call: &'k CrossEntropyCall<'k>,
+    pub range: Range<usize>,
+    worker: usize,
+    workspace: &'k Workspace<'k, A>,
+    pub set: &'k dyn Fn(usize, Slot),
 }
 
-impl<A: Real> Kernel for CeKernel<'_, A>
-where
-    for<'m> Matrix<'m>: Load<A>,
-    for<'m> Output<'m>: Store<A>,
-{
+impl LaneKernel for CeKernel<'_, f32> {
     type Result = ();
     #[inline(always)]
-    fn run(self) {
-        let mut buffer = Buffer::new();
-        for n in self.range.clone() {
-            let slot = match (self.call.weights)(n).filter(|w| *w != 0.0) {
-                Some(weight) => row::<A>(self.ce, self.call, n, weight, &mut buffer),
-                None => {
-                    if let Some(grad) = &self.call.grad {
-                        grad.zero(n, 0);
-                    }
-                    Slot::default()
-                }
-            };
-            (self.set)(n, slot);
+    fn run<S: Simd<Scalar = f32>>(self) {
+        if self.call.student.width() <= COLUMNS {
+            narrow_labels::run::<S>(self);
+        } else {
+            rows::<S>(self);
         }
     }
 }
 
 #[inline(always)]
-fn load<A: Real>(call: &CrossEntropyCall<'_>, n: usize, at: Range<usize>, z: &mut [A])
+fn rows<S: Simd>(kernel: CeKernel<'_, S::Scalar>)
 where
-    for<'m> Matrix<'m>: Load<A>,
+    for<'m> Matrix<'m>: Load<S::Scalar>,
+    for<'m> Output<'m>: Store<S::Scalar>,
 {
-    call.student.load(n, at.start, &mut z[..at.len()]);
-    if let Some(mask) = call.class_mask {
-        for (z, kept) in z.iter_mut().zip(&mask[at.clone()]) {
-            *z = if *kept { *z } else { A::NEG_INFINITY };
-        }
-    }
-    if let Some(mask) = call.row_classes {
-        let first = n * call.student.width() + at.start;
-        for (z, kept) in z.iter_mut().zip(&mask[first..first + at.len()]) {
-            *z = if *kept { *z } else { A::NEG_INFINITY };
-        }
-    }
-}
-
-/// Largest logit; NaN is passed over.
-#[inline(always)]
-fn maximum<A: Real>(block: &[A], start: A) -> A {
-    let mut max = [A::NEG_INFINITY; LANES];
-    for z in lanes(block) {
-        for l in 0..LANES {
-            max[l] = if z[l] > max[l] { z[l] } else { max[l] };
-        }
-    }
-    max.iter().fold(start, |a, &b| if b > a { b } else { a })
-}
-
-/// Sums of a row around its maximum.
-struct Stats<A> {
-    max: A,
-    /// Σ exp(z).
-    sum: f64,
-    /// Σ z and number of live columns.
-    mean: f64,
-    live: f64,
-    /// z of the label.
-    target: f64,
-}
-
-#[inline(always)]
-fn stats<A: Real>(
-    call: &CrossEntropyCall<'_>,
-    n: usize,
-    label: usize,
-    buffer: &mut Buffer<A>,
-) -> Stats<A>
-where
-    for<'m> Matrix<'m>: Load<A>,
-{
+    let (ce, call) = (kernel.ce, kernel.call);
+    // SAFETY: the pool runs one range of a worker at a time.
+    let wide = unsafe { kernel.workspace.rows(kernel.worker) }.0;
+    let (mut read, mut narrow) = (Buffer::new(), Buffer::new());
     let width = call.student.width();
-    let log2_e = A::of(std::f64::consts::LOG2_E);
-    let mut max = A::NEG_INFINITY;
-    for at in blocks(width) {
-        let z = buffer.take(at.len());
-        load(call, n, at, z);
-        max = maximum(z, max);
-    }
-    let mut stats = Stats { max, sum: 0.0, mean: 0.0, live: 0.0, target: 0.0 };
-    for at in blocks(width) {
-        let z = block_of(call, n, &at, buffer);
-        let (mut sum, mut mean, mut live) = ([A::ZERO; LANES], [A::ZERO; LANES], [A::ZERO; LANES]);
-        for z in lanes(z) {
-            for l in 0..LANES {
-                let out = z[l] == A::NEG_INFINITY;
-                let x = z[l] - max;
-                sum[l] += (x * log2_e).exp2();
-                mean[l] += if out { A::ZERO } else { x };
-                live[l] += if out { A::ZERO } else { A::ONE };
+    let powers = if width <= BLOCK { narrow.take(width) } else { wide };
+    let mut row =
+        Row::<S> { ce, call, n: 0, read: &mut read, powers, parts: Vec::new(), live: 0.0 };
+    for n in kernel.range.clone() {
+        row.n = n;
+        let slot = match (call.weights)(n).filter(|w| *w != 0.0) {
+            Some(weight) => row.run(weight),
+            None => {
+                row.zero();
+                Slot::default()
             }
-        }
-        stats.sum += total(sum);
-        stats.mean += total(mean);
-        stats.live += total(live);
-        if at.contains(&label) {
-            stats.target = (z[label - at.start] - max).wide();
-        }
+        };
+        (kernel.set)(n, slot);
     }
-    stats
 }
 
-/// The buffer with block `at` in it; a row of one block is there already.
+/// A block, removed columns −inf: where it lies if it is whole lanes as they are, else copied.
 #[inline(always)]
-fn block_of<'b, A: Real>(
-    call: &CrossEntropyCall<'_>,
+fn block<'b, A: Real>(
+    call: &CrossEntropyCall<'b>,
     n: usize,
-    at: &Range<usize>,
-    buffer: &'b mut Buffer<A>,
-) -> &'b mut [A]
+    at: Range<usize>,
+    read: &'b mut Buffer<A>,
+) -> &'b [A]
 where
     for<'m> Matrix<'m>: Load<A>,
 {
-    if call.student.width() <= BLOCK {
-        return buffer.keep(at.len());
+    let masked = call.class_mask.is_some() || call.row_classes.is_some();
+    if at.len() == padded(at.len())
+        && !masked
+        && let Some(block) = call.student.slice(n, at.start, at.len())
+    {
+        return block;
     }
-    let z = buffer.take(at.len());
-    load(call, n, at.clone(), z);
+    let z = read.take(at.len());
+    call.student.load(n, at.start, &mut z[..at.len()]);
+    let first = n * call.student.width() + at.start;
+    let masks = [
+        call.class_mask.map(|mask| &mask[at.clone()]),
+        call.row_classes.map(|mask| &mask[first..first + at.len()]),
+    ];
+    for mask in masks.into_iter().flatten() {
+        for (z, _) in z.iter_mut().zip(mask).filter(|(_, kept)| !**kept) {
+            *z = A::NEG_INFINITY;
+        }
+    }
     z
 }
 
-#[inline(always)]
-fn row<A: Real>(
-    ce: &CrossEntropy,
-    call: &CrossEntropyCall<'_>,
+struct Row<'r, S: Simd> {
+    ce: &'r CrossEntropy,
+    call: &'r CrossEntropyCall<'r>,
     n: usize,
-    weight: f64,
-    buffer: &mut Buffer<A>,
-) -> Slot
-where
-    for<'m> Matrix<'m>: Load<A>,
-    for<'m> Output<'m>: Store<A>,
-{
-    let label = (call.labels)(n);
-    let stats = stats(call, n, label, buffer);
-    // NaN is never −inf, so a row of NaN alone counts as live.
-    if stats.live == 0.0 {
-        if let Some(grad) = &call.grad {
-            grad.zero(n, 0);
-        }
-        return Slot { dead: 1, ..Slot::default() };
-    }
-    let log_sum = stats.sum.ln();
-    let mut loss = (1.0 - ce.smoothing) * (log_sum - stats.target);
-    if ce.smoothing != 0.0 {
-        loss += ce.smoothing * (log_sum - stats.mean / stats.live);
-    }
-    if let Some(grad) = &call.grad {
-        if loss.is_finite() || ce.non_finite == NonFinite::Propagate {
-            gradient(ce, call, n, weight, label, &stats, (grad, buffer));
-        } else {
-            grad.zero(n, 0);
-        }
-    }
-    finish(loss, weight, ce.non_finite)
+    read: &'r mut Buffer<S::Scalar>,
+    powers: &'r mut [S::Scalar],
+    /// Of each block; with smoothing, `linear` is Σ (z − centre) of live columns.
+    parts: Vec<Part<S::Scalar>>,
+    /// Live columns, counted with smoothing only.
+    live: f64,
 }
 
-#[inline(always)]
-fn gradient<A: Real>(
-    ce: &CrossEntropy,
-    call: &CrossEntropyCall<'_>,
-    n: usize,
-    weight: f64,
-    label: usize,
-    stats: &Stats<A>,
-    (grad, buffer): (&Output<'_>, &mut Buffer<A>),
-) where
-    for<'m> Matrix<'m>: Load<A>,
-    for<'m> Output<'m>: Store<A>,
+impl<S: Simd> Row<'_, S>
+where
+    for<'m> Matrix<'m>: Load<S::Scalar>,
+    for<'m> Output<'m>: Store<S::Scalar>,
 {
-    let log2_e = A::of(std::f64::consts::LOG2_E);
-    let log_sum = A::of(stats.sum.log2());
-    let scale = A::of(call.grad_factor * weight);
-    let share = A::of(ce.smoothing / stats.live);
-    for at in blocks(call.student.width()) {
-        let z = block_of(call, n, &at, buffer);
-        for z in lanes_mut(z) {
-            for z in z.iter_mut() {
-                let out = *z == A::NEG_INFINITY;
-                let q = ((*z - stats.max) * log2_e - log_sum).exp2();
-                *z = (q - if out { A::ZERO } else { share }) * scale;
+    fn zero(&self) {
+        if let Some(grad) = &self.call.grad {
+            grad.zero(self.n, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn run(&mut self, weight: f64) -> Slot {
+        let (ce, call) = (self.ce, self.call);
+        let k = scale::<S>(1.0);
+        self.parts.clear();
+        self.live = 0.0;
+        for at in blocks(call.student.width()) {
+            self.powers(at, k);
+        }
+        // NaN is never −inf, so a row of NaN alone counts as live.
+        let Some(sums) = whole(&self.parts, 0, k) else {
+            self.zero();
+            return Slot { dead: 1, ..Slot::default() };
+        };
+        let label = (call.labels)(self.n);
+        let mut target = [S::Scalar::ZERO];
+        call.student.load(self.n, label, &mut target);
+        let target = target[0].wide() - sums.max;
+        let log_sum = sums.sum.ln();
+        let mut loss = (1.0 - ce.smoothing) * (log_sum - target);
+        if ce.smoothing != 0.0 {
+            // A block without a live column has centre 0 and adds nothing.
+            let part = |part: &Part<S::Scalar>| {
+                part.linear + weigh(part.sum[1], part.center[0].wide() - sums.max)
+            };
+            let mean = self.parts.iter().map(part).sum::<f64>() / self.live;
+            loss += ce.smoothing * (log_sum - mean);
+        }
+        if let Some(grad) = &call.grad {
+            if loss.is_finite() || ce.non_finite == NonFinite::Propagate {
+                self.gradient(grad, weight, label, target, &sums);
+            } else {
+                grad.zero(self.n, 0);
             }
         }
-        if at.contains(&label) {
-            z[label - at.start] = z[label - at.start] - A::of(1.0 - ce.smoothing) * scale;
+        finish(loss, weight, ce.non_finite)
+    }
+
+    #[inline(always)]
+    fn powers(&mut self, at: Range<usize>, k: S::Scalar) {
+        let smooth = self.ce.smoothing != 0.0;
+        let to = at.start..at.start + padded(at.len());
+        let powers = &mut self.powers[to];
+        let z = block(self.call, self.n, at, self.read);
+        let c = center::<S>(z);
+        let (middle, k) = (S::splat(c), S::splat(k));
+        let (mut sum, mut mean, mut live) = (S::zero(), S::zero(), S::zero());
+        let out = S::of(f64::NEG_INFINITY);
+        for (z, e) in z.chunks_exact(S::LANES).zip(powers.chunks_exact_mut(S::LANES)) {
+            let z = S::load(z);
+            let x = z - middle;
+            let q = (x * k).exp2();
+            q.store(e);
+            sum = sum + q;
+            if smooth {
+                mean = mean + out.if_less(z, x, S::zero());
+                live = live + out.if_less(z, S::one(), S::zero());
+            }
         }
-        grad.store(n, at.start, &z[..at.len()]);
+        let live = live.total();
+        self.live += live;
+        let part = Part { center: [c, c], sum: [sum.total(), live], linear: mean.total() };
+        self.parts.push(part);
+    }
+
+    /// `scale · (softmax − y′)`.
+    #[inline(always)]
+    fn gradient(
+        &mut self,
+        grad: &Output<'_>,
+        weight: f64,
+        label: usize,
+        target: f64,
+        sums: &Whole,
+    ) {
+        let scale = self.call.grad_factor * weight;
+        let smoothing = self.ce.smoothing;
+        let share = if smoothing == 0.0 { 0.0 } else { smoothing / self.live };
+        let of_label = if target == f64::NEG_INFINITY { 0.0 } else { share };
+        let at_label = scale * (target.exp() / sums.sum - (1.0 - smoothing) - of_label);
+        let mut shares = Buffer::new();
+        for (index, at) in blocks(self.call.student.width()).enumerate() {
+            let on =
+                S::of(scale * sums.offset(self.parts[index].center[0].wide()).exp2() / sums.sum);
+            let powers = at.start..at.start + padded(at.len());
+            let less = if share == 0.0 {
+                None
+            } else {
+                let shares = shares.take(at.len());
+                let lost = S::of(-share * scale);
+                let z = block(self.call, self.n, at.clone(), self.read);
+                let out = S::of(f64::NEG_INFINITY);
+                for (z, to) in z.chunks_exact(S::LANES).zip(shares.chunks_exact_mut(S::LANES)) {
+                    out.if_less(S::load(z), lost, S::zero()).store(to);
+                }
+                Some(&*shares)
+            };
+            let direct = match at.len() % S::LANES == 0 {
+                // SAFETY: the logits of the block, which may be the same memory, are not read any more.
+                true => unsafe { grad.slice(self.n, at.start, at.len()) },
+                false => None,
+            };
+            let own = direct.is_some();
+            let to = match direct {
+                Some(to) => to,
+                None => self.read.take(at.len()),
+            };
+            combine::<S>(to, &self.powers[powers], less, on);
+            if at.contains(&label) {
+                to[label - at.start] = S::Scalar::of(at_label);
+            }
+            if !own {
+                grad.store(self.n, at.start, &to[..at.len()]);
+            }
+        }
+    }
+}
+
+/// Gradients of a block; a function, since a closure would not have its caller's instruction set.
+#[inline(always)]
+fn combine<S: Simd>(to: &mut [S::Scalar], powers: &[S::Scalar], less: Option<&[S::Scalar]>, on: S) {
+    let both = to.chunks_exact_mut(S::LANES).zip(powers.chunks_exact(S::LANES));
+    match less {
+        None => {
+            for (to, e) in both {
+                (S::load(e) * on).store(to);
+            }
+        }
+        Some(less) => {
+            for ((to, e), less) in both.zip(less.chunks_exact(S::LANES)) {
+                S::load(e).mul_add(on, S::load(less)).store(to);
+            }
+        }
     }
 }

@@ -142,7 +142,7 @@ impl<A: Number> Mixture<A> {
         let pick = |student: A, teacher: A| gap.if_less(A::zero(), student, teacher);
         let m = pick(share * a + rest, share + rest * a);
         let log_m = m.log2();
-        let inverse = A::one() / m;
+        let inverse = m.inverse();
         let small = a * inverse;
         Self {
             log_p: pick(gap - log_m, -log_m) * A::ln_2(),

@@ -12,6 +12,8 @@ mod isa;
 pub mod linear;
 mod logit_mse;
 pub mod matrix;
+mod narrow;
+mod narrow_labels;
 mod number;
 pub mod projection;
 mod real;

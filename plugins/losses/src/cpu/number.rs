@@ -29,6 +29,11 @@ pub trait Number:
     fn if_less(self, other: Self, then: Self, otherwise: Self) -> Self;
     /// self · r, 0 where self is 0 whatever r.
     fn times(self, r: Self) -> Self;
+    /// 1/self to a unit in the last place, for what is neither 0 nor below the smallest normal number.
+    #[inline(always)]
+    fn inverse(self) -> Self {
+        Self::one() / self
+    }
     #[inline(always)]
     fn zero() -> Self {
         Self::of(0.0)

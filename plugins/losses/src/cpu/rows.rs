@@ -13,7 +13,7 @@ use super::number::Number;
 use super::real::Real;
 use super::scratch::{Buffer, padded};
 use super::simd::Simd;
-use super::{BLOCK, Matrix, Output, Slot, Workspace};
+use super::{BLOCK, Matrix, Output, Slot, Workspace, narrow};
 use crate::settings::NonFinite;
 use std::ops::Range;
 
@@ -31,7 +31,11 @@ impl<D: Functor> LaneKernel for RowKernel<'_, D, f32> {
     type Result = ();
     #[inline(always)]
     fn run<S: Simd<Scalar = f32>>(self) {
-        run::<S, D>(self);
+        if self.call.width <= narrow::COLUMNS {
+            narrow::run::<S, D>(self)
+        } else {
+            run::<S, D>(self)
+        }
     }
 }
 
@@ -92,11 +96,13 @@ pub(super) struct Whole {
     pub scale: f64,
     pub max: f64,
     pub sum: f64,
+    /// log₂ of `sum`.
+    pub log: f64,
 }
 
 impl Whole {
     /// log₂ of how much a block's centre lies below the row's.
-    fn offset(&self, center: f64) -> f64 {
+    pub fn offset(&self, center: f64) -> f64 {
         (center - self.max) * self.scale
     }
 }
@@ -196,8 +202,8 @@ where
             let shift = if linear == Linear::Kl { to_t - to_s } else { -to_s };
             sum += weigh(to_t.exp2(), part.linear + weigh(part.sum[1], shift));
         }
-        let rest = if linear == Linear::Kl { teacher.sum.log2() } else { 0.0 };
-        (sum / teacher.sum - rest + student.sum.log2()) * std::f64::consts::LN_2
+        let rest = if linear == Linear::Kl { teacher.log } else { 0.0 };
+        (sum / teacher.sum - rest + student.log) * std::f64::consts::LN_2
     }
 
     /// Pass 2: ℓ and Σ qu/Σ q (the rounding of the normaliser leaves the sum); base + qu replaces the teacher.
@@ -210,12 +216,12 @@ where
             let to = at.start..at.start + padded(at.len());
             let [c_s, c_t] = part.center;
             let (to_s, to_t) = (student.offset(c_s.wide()), teacher.offset(c_t.wide()));
-            let (d_s, d_t) = (
-                S::Scalar::of(to_s - student.sum.log2()),
-                S::Scalar::of(to_t - teacher.sum.log2()),
-            );
+            let (d_s, d_t) = (S::Scalar::of(to_s - student.log), S::Scalar::of(to_t - teacher.log));
             // Of the rounded logarithms, so that probabilities and logarithms err alike.
-            let (f_s, f_t) = (S::of(d_s.wide().exp2()), S::of(d_t.wide().exp2()));
+            let (f_s, f_t) = match single {
+                true => (S::zero(), S::zero()),
+                false => (S::of(d_s.wide().exp2()), S::of(d_t.wide().exp2())),
+            };
             let (d_s, d_t) = (S::splat(d_s), S::splat(d_t));
             let (c_s, c_t) = (S::splat(c_s), S::splat(c_t));
             let (k_s, k_t) = (S::of(student.scale), S::of(teacher.scale));
@@ -330,10 +336,14 @@ pub(super) fn whole<A: Real>(parts: &[Part<A>], side: usize, scale: A) -> Option
     // NaN sums take part, so that NaN decides the row.
     let live = || parts.iter().filter(|part| part.sum[side] != 0.0);
     let max = live().map(|part| part.center[side].wide()).fold(f64::NEG_INFINITY, f64::max);
-    let mut whole = Whole { scale: scale.wide(), max, sum: 0.0 };
+    let mut whole = Whole { scale: scale.wide(), max, sum: 0.0, log: 0.0 };
     let share =
         |part: &Part<A>| weigh(whole.offset(part.center[side].wide()).exp2(), part.sum[side]);
-    whole.sum = live().map(share).sum();
+    whole.sum = match parts {
+        [part] => part.sum[side],
+        _ => live().map(share).sum(),
+    };
+    whole.log = whole.sum.log2();
     (max != f64::NEG_INFINITY).then_some(whole)
 }
 
@@ -357,6 +367,12 @@ pub(super) fn center<S: Simd>(block: &[S::Scalar]) -> S::Scalar {
     }
     let top = max[0].max(max[1]).max(max[2].max(max[3])).top();
     if top == S::Scalar::NEG_INFINITY { S::Scalar::ZERO } else { top }
+}
+
+/// The same of every lane's own largest logit.
+#[inline(always)]
+pub(super) fn center_of<S: Simd>(most: S) -> S {
+    S::of(f64::NEG_INFINITY).if_less(most, most, S::zero())
 }
 
 /// A block of both sides, padded to whole lanes: where it lies if it can be used so, else copied.

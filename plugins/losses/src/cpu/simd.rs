@@ -22,16 +22,24 @@ pub trait Simd: Number {
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// The larger; `other` where self is NaN.
     fn max(self, other: Self) -> Self;
-    /// Sum of the lanes, in order.
+    /// Sum of the lanes, in f64 and in a fixed order.
     fn total(self) -> f64;
     /// The largest lane.
     fn top(self) -> Self::Scalar;
 }
 
-/// [`Simd::total`] of lanes of f32.
+/// [`Simd::total`] of lanes of f32: halves onto halves, so that additions do not wait for each other.
 #[inline(always)]
-fn sum(lanes: &[f32]) -> f64 {
-    lanes.iter().map(|x| f64::from(*x)).sum()
+fn sum<const N: usize>(lanes: &[f32; N]) -> f64 {
+    let mut wide = lanes.map(f64::from);
+    let mut half = N / 2;
+    while half > 0 {
+        for k in 0..half {
+            wide[k] += wide[k + half];
+        }
+        half /= 2;
+    }
+    wide[0]
 }
 
 /// [`Simd::top`] of lanes of f32.
@@ -78,8 +86,12 @@ trait Lanes: Copy {
     fn all(x: f32) -> Self;
     fn fma(self, b: Self, c: Self) -> Self;
     fn larger(self, other: Self) -> Self;
-    /// Bits of `self` times 2^k, k the integer that `ROUND` was added to.
-    fn power(rounded: Self) -> Self;
+    /// The part of a power of 2 that is no integer, in [−½, ½], and the integer as [`Lanes::scaled`] takes it.
+    fn fraction(self) -> (Self, Self);
+    /// self · 2^integer; 0 where `x`, the whole exponent, is below −126.
+    fn scaled(self, integer: Self, x: Self) -> Self;
+    /// 1/self but for a unit in the last place.
+    fn reciprocal(self) -> Self;
     /// Exponent and mantissa in [√½, √2).
     fn split(self) -> (Self, Self);
     fn choose_less(self, other: Self, then: Self, otherwise: Self) -> Self;
@@ -100,18 +112,16 @@ macro_rules! number {
             }
             #[inline(always)]
             fn exp2(self) -> Self {
-                let low = Self::all(-126.0);
-                // NaN is the second operand, so it passes both bounds.
-                let x = low.larger(self);
-                let x = Self::all(127.0).choose_less(x, Self::all(127.0), x);
-                let rounded = x + Self::all(ROUND);
-                let f = x - (rounded - Self::all(ROUND));
+                let (f, integer) = self.fraction();
                 let mut p = Self::all(EXP2[5]);
                 for k in (0..5).rev() {
                     p = p.fma(f, Self::all(EXP2[k]));
                 }
-                let result = p.fma(f, Self::all(1.0)) * Self::power(rounded);
-                self.choose_less(low, Self::all(0.0), result)
+                p.fma(f, Self::all(1.0)).scaled(integer, self)
+            }
+            #[inline(always)]
+            fn inverse(self) -> Self {
+                self.reciprocal()
             }
             #[inline(always)]
             fn exp2_unbounded(self) -> Self {
@@ -121,7 +131,7 @@ macro_rules! number {
             fn log2(self) -> Self {
                 let (exponent, mantissa) = self.split();
                 let one = Self::all(1.0);
-                let s = (mantissa - one) / (mantissa + one);
+                let s = (mantissa - one) * (mantissa + one).reciprocal();
                 let s2 = s * s;
                 let mut p = Self::all(LOG2[4]);
                 for k in (0..4).rev() {
@@ -140,6 +150,29 @@ macro_rules! number {
             fn times(self, r: Self) -> Self {
                 self.choose_zero(self, self * r)
             }
+        }
+    };
+}
+
+/// [`Lanes::fraction`] and [`Lanes::scaled`] of registers without instructions for them: `ROUND` puts the integer into
+/// the low bits, from where `power` makes 2^integer.
+macro_rules! by_rounding {
+    () => {
+        #[inline(always)]
+        fn fraction(self) -> (Self, Self) {
+            // NaN is the second operand, so it passes both bounds.
+            let x = Self::all(-126.0).larger(self);
+            let x = Self::all(127.0).choose_less(x, Self::all(127.0), x);
+            let rounded = x + Self::all(ROUND);
+            (x - (rounded - Self::all(ROUND)), rounded)
+        }
+        #[inline(always)]
+        fn scaled(self, integer: Self, x: Self) -> Self {
+            x.choose_less(Self::all(-126.0), Self::all(0.0), self * Self::power(integer))
+        }
+        #[inline(always)]
+        fn reciprocal(self) -> Self {
+            Self::all(1.0) / self
         }
     };
 }
@@ -163,6 +196,10 @@ macro_rules! operator {
 pub struct Plain([f32; 16]);
 
 impl Plain {
+    #[inline(always)]
+    fn power(rounded: Self) -> Self {
+        Self(rounded.0.map(|x| f32::from_bits(x.to_bits().wrapping_add(127) << 23)))
+    }
     #[inline(always)]
     fn map2(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
         Self(std::array::from_fn(|l| f(self.0[l], other.0[l])))
@@ -194,10 +231,7 @@ impl Lanes for Plain {
     fn larger(self, other: Self) -> Self {
         self.map2(other, |a, b| if a > b { a } else { b })
     }
-    #[inline(always)]
-    fn power(rounded: Self) -> Self {
-        Self(rounded.0.map(|x| f32::from_bits(x.to_bits().wrapping_add(127) << 23)))
-    }
+    by_rounding!();
     #[inline(always)]
     fn split(self) -> (Self, Self) {
         let bits = self.0.map(|x| (x.to_bits() as i32).wrapping_sub(HALF_SQRT));
@@ -333,39 +367,67 @@ mod x86 {
     _mm256_loadu_ps _mm256_storeu_ps _mm256_set1_ps _mm256_add_ps _mm256_sub_ps _mm256_mul_ps _mm256_div_ps
     _mm256_fmadd_ps _mm256_max_ps }
 
-    impl Lanes for Zmm {
+    /// What the two registers have alike, under other names.
+    macro_rules! lanes {
+        ($name:ident, $fma:ident $max:ident $splat:ident; $to_int:ident $to_float:ident $from_int:ident
+         $int_splat:ident $int_add:ident $int_sub:ident $int_and:ident $shift:ident; $($own:tt)*) => {
+            impl Lanes for $name {
+                #[inline(always)]
+                fn all(x: f32) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($splat(x)) }
+                }
+                #[inline(always)]
+                fn fma(self, b: Self, c: Self) -> Self {
+                    // SAFETY: as above.
+                    unsafe { Self($fma(self.0, b.0, c.0)) }
+                }
+                #[inline(always)]
+                fn larger(self, other: Self) -> Self {
+                    // SAFETY: as above. The instruction gives the second operand where one is NaN.
+                    unsafe { Self($max(self.0, other.0)) }
+                }
+                #[inline(always)]
+                fn split(self) -> (Self, Self) {
+                    // SAFETY: as above.
+                    unsafe {
+                        let half = $int_splat(HALF_SQRT);
+                        let bits = $int_sub($to_int(self.0), half);
+                        let exponent = $from_int($shift::<23>(bits));
+                        let low = $int_and(bits, $int_splat(0x007f_ffff));
+                        (Self(exponent), Self($to_float($int_add(low, half))))
+                    }
+                }
+                $($own)*
+            }
+        };
+    }
+
+    lanes! { Zmm, _mm512_fmadd_ps _mm512_max_ps _mm512_set1_ps;
+        _mm512_castps_si512 _mm512_castsi512_ps _mm512_cvtepi32_ps
+        _mm512_set1_epi32 _mm512_add_epi32 _mm512_sub_epi32 _mm512_and_si512 _mm512_srai_epi32;
         #[inline(always)]
-        fn all(x: f32) -> Self {
+        fn fraction(self) -> (Self, Self) {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
             // SAFETY: as above.
-            unsafe { Self(_mm512_set1_ps(x)) }
+            let integer = unsafe { Self(_mm512_roundscale_ps::<NEAREST>(self.0)) };
+            (self - integer, integer)
         }
         #[inline(always)]
-        fn fma(self, b: Self, c: Self) -> Self {
-            // SAFETY: as above.
-            unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
-        }
-        #[inline(always)]
-        fn larger(self, other: Self) -> Self {
-            // SAFETY: as above. The instruction gives the second operand where one is NaN.
-            unsafe { Self(_mm512_max_ps(self.0, other.0)) }
-        }
-        #[inline(always)]
-        fn power(rounded: Self) -> Self {
-            // SAFETY: as above.
+        fn scaled(self, integer: Self, x: Self) -> Self {
+            // SAFETY: as above. NaN is not less than anything, so it stays.
             unsafe {
-                let k = _mm512_add_epi32(_mm512_castps_si512(rounded.0), _mm512_set1_epi32(127));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(k)))
+                let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, _mm512_set1_ps(-126.0));
+                Self(_mm512_maskz_scalef_ps(kept, self.0, integer.0))
             }
         }
         #[inline(always)]
-        fn split(self) -> (Self, Self) {
-            // SAFETY: as above.
+        fn reciprocal(self) -> Self {
+            // SAFETY: as above. 14 bits, and one step of Newton.
             unsafe {
-                let half = _mm512_set1_epi32(HALF_SQRT);
-                let bits = _mm512_sub_epi32(_mm512_castps_si512(self.0), half);
-                let exponent = _mm512_cvtepi32_ps(_mm512_srai_epi32::<23>(bits));
-                let low = _mm512_and_si512(bits, _mm512_set1_epi32(0x007f_ffff));
-                (Self(exponent), Self(_mm512_castsi512_ps(_mm512_add_epi32(low, half))))
+                let r = _mm512_rcp14_ps(self.0);
+                let miss = _mm512_fnmadd_ps(self.0, r, _mm512_set1_ps(1.0));
+                Self(_mm512_fmadd_ps(r, miss, r))
             }
         }
         #[inline(always)]
@@ -394,22 +456,7 @@ mod x86 {
         }
     }
 
-    impl Lanes for Ymm {
-        #[inline(always)]
-        fn all(x: f32) -> Self {
-            // SAFETY: as above.
-            unsafe { Self(_mm256_set1_ps(x)) }
-        }
-        #[inline(always)]
-        fn fma(self, b: Self, c: Self) -> Self {
-            // SAFETY: as above.
-            unsafe { Self(_mm256_fmadd_ps(self.0, b.0, c.0)) }
-        }
-        #[inline(always)]
-        fn larger(self, other: Self) -> Self {
-            // SAFETY: as above. The instruction gives the second operand where one is NaN.
-            unsafe { Self(_mm256_max_ps(self.0, other.0)) }
-        }
+    impl Ymm {
         #[inline(always)]
         fn power(rounded: Self) -> Self {
             // SAFETY: as above.
@@ -418,17 +465,12 @@ mod x86 {
                 Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(k)))
             }
         }
-        #[inline(always)]
-        fn split(self) -> (Self, Self) {
-            // SAFETY: as above.
-            unsafe {
-                let half = _mm256_set1_epi32(HALF_SQRT);
-                let bits = _mm256_sub_epi32(_mm256_castps_si256(self.0), half);
-                let exponent = _mm256_cvtepi32_ps(_mm256_srai_epi32::<23>(bits));
-                let low = _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff));
-                (Self(exponent), Self(_mm256_castsi256_ps(_mm256_add_epi32(low, half))))
-            }
-        }
+    }
+
+    lanes! { Ymm, _mm256_fmadd_ps _mm256_max_ps _mm256_set1_ps;
+        _mm256_castps_si256 _mm256_castsi256_ps _mm256_cvtepi32_ps
+        _mm256_set1_epi32 _mm256_add_epi32 _mm256_sub_epi32 _mm256_and_si256 _mm256_srai_epi32;
+        by_rounding!();
         #[inline(always)]
         fn choose_less(self, other: Self, then: Self, otherwise: Self) -> Self {
             // SAFETY: as above.

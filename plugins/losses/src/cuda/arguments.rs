@@ -123,6 +123,8 @@ pub struct RowArgs {
     pub reserved: i32,
     /// One a row.
     pub slots: *mut c_void,
+    /// `[N, V]`: columns that leave a row.
+    pub row_classes: Matrix,
 }
 
 /// Rows of student against a teacher's top-k.
@@ -297,9 +299,24 @@ pub struct CopyArgs {
     pub flags: u32,
 }
 
+/// A matrix times a number on the device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ScaleArgs {
+    /// Multiplied where it lies.
+    pub to: Matrix,
+    /// f32\[1\].
+    pub factor: *const c_void,
+    /// Columns.
+    pub columns: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
 const _: () = {
-    assert!(size_of::<RowArgs>() == 288 && size_of::<SparseArgs>() == 392);
+    assert!(size_of::<RowArgs>() == 320 && size_of::<SparseArgs>() == 424);
     assert!(size_of::<FinishArgs>() == 48 && size_of::<TotalArgs>() == 24);
     assert!(size_of::<VectorTensor>() == 72 && size_of::<VectorArgs>() == 72 * TENSORS + 48);
     assert!(size_of::<ListArgs>() == 12 * LISTED + 24 && size_of::<CopyArgs>() == 88);
+    assert!(size_of::<ScaleArgs>() == 48);
 };

@@ -127,6 +127,9 @@ fn labelled_rows(
     let mut row = logit_rows(session, ports, call, None)?;
     row.drops(ce.non_finite);
     row.masks(session.column(call, "class_mask")?);
+    if call.inputs().named("row_classes")?.is_some() {
+        row.masks_rows(session.matrix(call, "row_classes")?.matrix);
+    }
     row.arguments.first = ce.smoothing as f32;
     row.facts.clustered = true;
     if row.arguments.rows.labels.data.is_null() {

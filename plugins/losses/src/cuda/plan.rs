@@ -231,6 +231,7 @@ pub const OTHERS: &[&str] = &[
     "vector_total",
     "linear_list",
     "linear_copy",
+    "linear_scale",
 ];
 
 /// Float types that kernels take.

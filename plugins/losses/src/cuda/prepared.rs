@@ -159,6 +159,7 @@ impl Prepared {
             flags: accumulate | vectors,
             reserved: 0,
             slots: site.slots,
+            row_classes: Matrix::ABSENT,
         };
         let facts = Facts {
             width,
@@ -192,6 +193,12 @@ impl Prepared {
     pub fn masks(&mut self, class_mask: Column) {
         self.arguments.class_mask = class_mask;
         self.facts.masked = !class_mask.data.is_null();
+    }
+
+    /// Columns that leave single rows.
+    pub fn masks_rows(&mut self, row_classes: Matrix) {
+        self.arguments.row_classes = row_classes;
+        self.facts.masked = true;
     }
 
     /// A divergence from the teacher's rows, launched.

@@ -46,10 +46,6 @@ impl Session {
         let mut rows = 0;
         for port in ports.inputs() {
             let Some(view) = inputs.named(port.name())? else { continue };
-            if port.name() == "row_classes" {
-                let message = "no CUDA kernel takes the classes of single rows; use `device: cpu`, or `class_mask`";
-                return Err(Error::unsupported(message).tensor(port.name()));
-            }
             let dims = view.shape();
             let columns = dims.last().copied().unwrap_or(0);
             let float = port.element_types().iter().all(|dtype| dtype.is_float());

@@ -72,7 +72,7 @@ impl Engine {
         let name = self.ports.inputs().next().map_or("", |port| port.name());
         let rows = shapes::dim(inputs, name, 0)?.unwrap_or(0);
         let mut bytes = slot_bytes(rows.max(0) as usize);
-        if let Spec::Dense(_) | Spec::Sparse(_) = self.spec {
+        if let Spec::Dense(_) | Spec::CrossEntropy(_) | Spec::Sparse(_) = self.spec {
             let width = shapes::dim(inputs, name, 1)?.unwrap_or(0).max(0) as usize;
             let wide = inputs.named(name)?.is_some_and(|view| view.dtype() == DType::F64);
             let size = if wide { size_of::<f64>() } else { size_of::<f32>() };

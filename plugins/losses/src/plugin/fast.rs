@@ -214,8 +214,9 @@ pub fn cross_entropy(spec: &CrossEntropy, ports: &Ports, call: &LossCall<'_>) ->
         labels: &|n| counted.label(n).and_then(|label| usize::try_from(label).ok()).unwrap_or(0),
         grad_factor: call.grad_factor(),
     };
-    let sums =
-        with_slots(call, rows, |slots, _| ce::run(spec, &kernel_call, slots, &HostPool(call)))?;
+    let sums = with_slots(call, rows, |slots, scratch| {
+        ce::run(spec, &kernel_call, slots, scratch, &HostPool(call))
+    })?;
     finish(call, sums, 1.0)
 }
 

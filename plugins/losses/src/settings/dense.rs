@@ -249,7 +249,8 @@ dense! {
     })
 }
 dense! {
-    /// `limbeck.tvd`: total variation distance, f-distill (arXiv 2307.15190).
+    /// `limbeck.tvd`: total variation distance, f-distill (arXiv 2307.15190). Its slope jumps where q = p, and is 0
+    /// there; where the arithmetic cannot tell them apart (in f32 below 1e-6 of either) it may be any of the three.
     TvdSettings, temperature 1.0, t2 true, {}, |_| Ok(Divergence::Tvd)
 }
 dense! {

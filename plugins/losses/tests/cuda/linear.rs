@@ -7,9 +7,11 @@ use crate::golden::{TEXT, Tolerance, inputs as golden_inputs, number};
 use crate::host::{Options, run};
 use crate::reference::{Array, Inputs};
 use crate::rows::rounded;
+use limbeck_losses::cuda::arguments::{Matrix, ScaleArgs};
 use limbeck_losses::cuda::chunks::{Chunks, LinearShape, TeacherShape};
+use limbeck_losses::cuda::launch::device;
 use limbeck_losses::cuda::lt::Lt;
-use limbeck_losses::cuda::plan::Capability;
+use limbeck_losses::cuda::plan::{Capability, Shape};
 use limbeck_sdk::abi;
 use serde_json::{Value, json};
 
@@ -184,6 +186,27 @@ fn every_golden_case_of_a_fused_loss_holds_through_a_head_of_ones() {
 
 /// Cases of fused losses with finite inputs and all columns.
 const RAN: usize = 49;
+
+#[test]
+fn a_kept_gradient_is_scaled_by_a_number_on_the_device_and_left_alone_by_one() {
+    on(HOPPER);
+    let device = device(HOPPER).expect("emulated");
+    for factor in [1.0f32, -2.5] {
+        let mut grad: Vec<f32> = (0..3 * 300).map(|k| k as f32 + 0.5).collect();
+        let to =
+            Matrix { data: grad.as_mut_ptr().cast(), row: 300, column: 1, dtype: 0, reserved: 0 };
+        let arguments =
+            ScaleArgs { to, factor: (&raw const factor).cast(), columns: 299, reserved: 0 };
+        let shape = Shape { threads: 256, cluster: 1, shared_bytes: 0 };
+        // SAFETY: arguments of the kernel; the emulated device's memory is the process's.
+        unsafe { device.launch("linear_scale", shape, 3, &arguments, std::ptr::null_mut()) }
+            .expect("launches");
+        for (k, g) in grad.iter().enumerate() {
+            let by = if k % 300 == 299 { 1.0 } else { factor };
+            assert_eq!(*g, by * (k as f32 + 0.5), "{k}");
+        }
+    }
+}
 
 #[test]
 fn what_products_do_not_take_is_refused_with_words() {
