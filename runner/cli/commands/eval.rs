@@ -5,9 +5,11 @@ use crate::args::EvalArgs;
 use crate::exit;
 use crate::render::events::number;
 use limbeck_host::diagnostic::Diagnostic;
+use limbeck_host::plan::Which;
 use serde_json::json;
 
-/// Prints the metrics of a stage's student, a line per dataset, and the task matrix of a stream.
+/// Prints the metrics of a stage's student, a line per dataset, and the task matrix of a stream, which is that of the
+/// student as it went on, not of its best state or EMA.
 ///
 /// # Errors
 /// No such run, stage, dataset or checkpoint.
@@ -22,7 +24,7 @@ pub fn eval(args: &EvalArgs, shell: &Shell) -> Answer {
         let message = format!("no stage uses dataset `{id}`, so it is not read");
         return Err(Diagnostic::error("LMB1001", message).into());
     }
-    let which = args.stage.which.into();
+    let which: Which = args.stage.which.into();
     let results = limbeck_host::run::evaluate(
         &inputs.plan,
         inputs.loaded,
@@ -41,6 +43,7 @@ pub fn eval(args: &EvalArgs, shell: &Shell) -> Answer {
         shell.renderer.answer(&format!("{name} on {data}{text}"), &value);
     }
     if args.data.is_none()
+        && which == Which::Last
         && let Some(matrix) = limbeck_host::run::task_matrix(&inputs.plan, &run.dir, stage)
     {
         let mut value = matrix.to_json();

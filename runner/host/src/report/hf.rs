@@ -90,7 +90,7 @@ impl ExportedModel {
     }
 }
 
-/// Writes `model` to the directory `to`, which may be absent, empty or an earlier export.
+/// Writes `model` to the directory `to`, which may be absent, empty or an earlier export of the same pipeline.
 ///
 /// # Errors
 /// `LMB0741` if `to` holds something else, `LMB0742` if a file cannot be read or written. `to` is as before then.
@@ -99,7 +99,7 @@ pub fn export(to: &Path, model: &ExportedModel) -> Result<(), Diagnostic> {
 }
 
 fn export_with(to: &Path, model: &ExportedModel, shard_bytes: u64) -> Result<(), Diagnostic> {
-    let replaces = occupied(to)?;
+    let replaces = occupied(to, &model.pipeline_name)?;
     let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
         return Err(refused(to, "it has no parent directory"));
     };
@@ -132,8 +132,8 @@ fn export_with(to: &Path, model: &ExportedModel, shard_bytes: u64) -> Result<(),
     })
 }
 
-/// Whether an earlier export stands there.
-fn occupied(to: &Path) -> Result<bool, Diagnostic> {
+/// Whether an earlier export of `pipeline` stands there.
+fn occupied(to: &Path, pipeline: &str) -> Result<bool, Diagnostic> {
     let entries = match fs::read_dir(to) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -152,6 +152,10 @@ fn occupied(to: &Path) -> Result<bool, Diagnostic> {
     let Some(files) = config.as_ref().and_then(|c| c.pointer("/limbeck/files")?.as_array()) else {
         return Err(refused(to, "it is not empty and no earlier export"));
     };
+    let other = config.as_ref().and_then(|c| c.pointer("/limbeck/pipeline")?.as_str());
+    if let Some(other) = other.filter(|other| *other != pipeline) {
+        return Err(refused(to, &format!("it holds the export of pipeline `{other}`")));
+    }
     let known: BTreeSet<&str> = files.iter().filter_map(Json::as_str).collect();
     match found.iter().find(|name| !known.contains(name.as_str())) {
         Some(other) => Err(refused(to, &format!("it holds `{other}`, which no export wrote"))),
@@ -161,7 +165,7 @@ fn occupied(to: &Path) -> Result<bool, Diagnostic> {
 
 fn refused(to: &Path, why: &str) -> Diagnostic {
     Diagnostic::error("LMB0741", format!("cannot export to `{}`: {why}", to.display()))
-        .help("name a directory that is new, empty or an earlier export")
+        .help("name a directory that is new, empty or an earlier export of this pipeline")
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
@@ -198,6 +202,7 @@ fn config(model: &ExportedModel, files: &[String]) -> Json {
     config.insert(
         "limbeck".into(),
         json!({
+            "pipeline": model.pipeline_name,
             "plugin": model.plugin,
             "version": model.version,
             "runner": env!("CARGO_PKG_VERSION"),
@@ -341,6 +346,12 @@ mod tests {
         fs::write(to.join("notes.txt"), "mine").unwrap();
         let error = export(&to, &model()).unwrap_err();
         assert!(error.message.contains("`notes.txt`"), "{error:?}");
+        fs::remove_file(to.join("notes.txt")).unwrap();
+        let other = ExportedModel { pipeline_name: "letters".into(), ..model() };
+        let error = export(&to, &other).unwrap_err();
+        assert!(error.message.contains("pipeline `digits`"), "{error:?}");
+        assert!(fs::read_to_string(to.join("README.md")).unwrap().contains("# digits"));
+        fs::write(to.join("notes.txt"), "mine").unwrap();
         assert!(to.join("notes.txt").is_file());
     }
 

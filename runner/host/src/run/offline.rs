@@ -308,7 +308,7 @@ fn write_model(
             config: student.folder_config().map_err(|e| plugin_error(&e))?,
             parameters,
             tied,
-            metrics: metrics_of(plan, run, from.stage),
+            metrics: metrics_of(plan, run, from.stage, from.which),
             data: data_of(plan, train),
             pipeline_name: plan.name.clone(),
             description: plan.description.clone(),
@@ -351,11 +351,17 @@ fn data_of(plan: &Plan, train: &TrainPlan) -> Vec<String> {
     train.tasks.iter().flat_map(of_task).collect()
 }
 
-/// Final metrics of a stage, under the name of the rows they were measured on.
-fn metrics_of(plan: &Plan, run: &Path, stage: usize) -> Vec<(String, Values)> {
+/// Final metrics of a stage, under the name of the rows they were measured on. Those of its best student are not kept.
+fn metrics_of(plan: &Plan, run: &Path, stage: usize, which: Which) -> Vec<(String, Values)> {
     let stage = &plan.stages[stage];
     let Some(record) = read_stage(&stage_dir(run, stage)) else { return Vec::new() };
-    let values: Values = record.metrics.into_iter().filter_map(|(n, v)| Some((n, v?))).collect();
+    let of_model = |name: String| match which {
+        Which::Last => Some(name),
+        Which::Ema => name.strip_prefix("ema.").map(str::to_owned),
+        Which::Best => None,
+    };
+    let named = record.metrics.into_iter().filter_map(|(n, v)| Some((of_model(n)?, v?)));
+    let values: Values = named.collect();
     let data = stage.training().and_then(|t| t.tasks.last()).and_then(|t| t.valid.clone());
     if values.is_empty() { Vec::new() } else { vec![(data.unwrap_or_default(), values)] }
 }
@@ -368,7 +374,7 @@ fn teacher_info(plan: &Plan, run: &Path, teacher: &TeacherPlan) -> hf::TeacherIn
             let name = &plan.stages[from.stage].name;
             let whose =
                 from.run.as_ref().map_or(String::new(), |r| format!(" of run {}", r.written));
-            (format!("stage {name}{whose}"), metrics_of(plan, run, from.stage))
+            (format!("stage {name}{whose}"), metrics_of(plan, run, from.stage, from.which))
         }
         TeacherPlan::Ema { decay } => (format!("EMA of the student, decay {decay}"), Vec::new()),
         TeacherPlan::SelfOutputs => ("the student itself".to_owned(), Vec::new()),
