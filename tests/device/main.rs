@@ -2,7 +2,7 @@
 //! and a student that computes there, over the emulated driver of `plugins/losses/cuda/emulate`.
 //!
 //! Run by `.ci/cuda`, which builds the losses with their CUDA half. What this cannot show is a second address space and
-//! the order of real streams; `benches/gpu-models.sh` shows those where a GPU is.
+//! the order of real streams; `benches/gpu_models.py` shows those where a GPU is.
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code)]
