@@ -99,11 +99,12 @@ pub fn export(to: &Path, model: &ExportedModel) -> Result<(), Diagnostic> {
 }
 
 fn export_with(to: &Path, model: &ExportedModel, shard_bytes: u64) -> Result<(), Diagnostic> {
-    let replaces = occupied(to, &model.pipeline_name)?;
     let (Some(parent), Some(name)) = (to.parent(), to.file_name()) else {
         return Err(refused(to, "it has no parent directory"));
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    sweep(parent, to, &name.to_string_lossy());
+    let replaces = occupied(to, &model.pipeline_name)?;
     let beside = |what: &str| {
         parent.join(format!(".{}.{what}-{}", name.to_string_lossy(), std::process::id()))
     };
@@ -130,6 +131,26 @@ fn export_with(to: &Path, model: &ExportedModel, shard_bytes: u64) -> Result<(),
         Diagnostic::error("LMB0742", format!("cannot write the export: {error}"))
             .note(format!("directory `{}`", to.display()))
     })
+}
+
+/// Clears away what exports to `to` left that were killed: what they had staged, and the export that they were about to
+/// replace, which comes back if its place is empty. What cannot be cleared away harms nobody.
+fn sweep(parent: &Path, to: &Path, name: &str) {
+    let left = |what: &str, leaf: &str| {
+        let pid = leaf.strip_prefix(&format!(".{name}.{what}-"))?.parse::<i32>().ok()?;
+        // SAFETY: signal 0 is not sent; the call only tells whether there is such a process.
+        let is_there = unsafe { libc::kill(pid, 0) } == 0
+            || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH);
+        (!is_there).then_some(())
+    };
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let leaf = entry.file_name().to_string_lossy().into_owned();
+        let _ = match (left("tmp", &leaf), left("old", &leaf)) {
+            (None, None) => Ok(()),
+            (None, Some(())) if !to.exists() => fs::rename(entry.path(), to),
+            _ => remove(&entry.path()),
+        };
+    }
 }
 
 /// Whether an earlier export of `pipeline` stands there.
@@ -380,6 +401,27 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode(&to.join("model.safetensors")), mode(&plain));
         assert_eq!(mode(&to.join("config.json")), mode(&plain));
+    }
+
+    #[test]
+    fn what_a_killed_export_left_goes_away_and_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("out");
+        export(&to, &model()).unwrap();
+        // No process has a number as large; the first one is always there.
+        let dead = i32::MAX;
+        fs::rename(&to, dir.path().join(format!(".out.old-{dead}"))).unwrap();
+        fs::create_dir(dir.path().join(format!(".out.tmp-{dead}"))).unwrap();
+        fs::create_dir(dir.path().join(".out.tmp-1")).unwrap();
+        let other = ExportedModel { pipeline_name: "letters".into(), ..model() };
+        let error = export(&to, &other).unwrap_err();
+        assert!(
+            error.message.contains("pipeline `digits`"),
+            "the earlier export is back: {error:?}"
+        );
+        assert_eq!(names(dir.path()), [".out.tmp-1", "out"]);
+        export(&to, &model()).unwrap();
+        assert_eq!(names(dir.path()), [".out.tmp-1", "out"]);
     }
 
     #[test]
