@@ -9,6 +9,7 @@ use super::isa::{self, LaneKernel};
 use super::matrix::{Float, Load, Store};
 use super::narrow::COLUMNS;
 use super::number::Number;
+use super::passes::Scale;
 use super::real::Real;
 use super::rows::{Part, Whole, center, scale, weigh, whole};
 use super::scratch::{Buffer, padded};
@@ -96,8 +97,9 @@ where
     let (mut read, mut narrow) = (Buffer::new(), Buffer::new());
     let width = call.student.width();
     let powers = if width <= BLOCK { narrow.take(width) } else { wide };
+    let stream = call.grad.is_some_and(|grad| grad.outgrows_caches());
     let mut row =
-        Row::<S> { ce, call, n: 0, read: &mut read, powers, parts: Vec::new(), live: 0.0 };
+        Row::<S> { ce, call, n: 0, read: &mut read, powers, parts: Vec::new(), live: 0.0, stream };
     for n in kernel.range.clone() {
         row.n = n;
         let slot = match (call.weights)(n).filter(|w| *w != 0.0) {
@@ -109,6 +111,7 @@ where
         };
         (kernel.set)(n, slot);
     }
+    isa::end_streams();
 }
 
 /// A block, removed columns −inf: where it lies if it is whole lanes as they are, else copied.
@@ -154,6 +157,8 @@ struct Row<'r, S: Simd> {
     parts: Vec<Part<S::Scalar>>,
     /// Live columns, counted with smoothing only.
     live: f64,
+    /// Whether gradients are written past the caches.
+    stream: bool,
 }
 
 impl<S: Simd> Row<'_, S>
@@ -274,30 +279,14 @@ where
                 Some(to) => to,
                 None => self.read.take(at.len()),
             };
-            combine::<S>(to, &self.powers[powers], less, on);
+            let powers = &self.powers[powers];
+            let stream = own && self.stream;
+            isa::run(Scale::<S> { to: &mut *to, powers, less, on, stream });
             if at.contains(&label) {
                 to[label - at.start] = S::Scalar::of(at_label);
             }
             if !own {
                 grad.store(self.n, at.start, &to[..at.len()]);
-            }
-        }
-    }
-}
-
-/// Gradients of a block; a function, since a closure would not have its caller's instruction set.
-#[inline(always)]
-fn combine<S: Simd>(to: &mut [S::Scalar], powers: &[S::Scalar], less: Option<&[S::Scalar]>, on: S) {
-    let both = to.chunks_exact_mut(S::LANES).zip(powers.chunks_exact(S::LANES));
-    match less {
-        None => {
-            for (to, e) in both {
-                (S::load(e) * on).store(to);
-            }
-        }
-        Some(less) => {
-            for ((to, e), less) in both.zip(less.chunks_exact(S::LANES)) {
-                S::load(e).mul_add(on, S::load(less)).store(to);
             }
         }
     }

@@ -19,20 +19,21 @@ pub struct Term<A> {
 
 /// A divergence of one row.
 pub trait Functor: Copy + Send + Sync {
-    /// Whether `base` alone is the gradient, q − p, and the loss is linear in the logarithms: a wide row then
-    /// needs no second look at its logits.
+    /// Whether the loss is linear in the logarithms: a wide row then needs no second look at its logits.
     const LINEAR: Option<Linear> = None;
     /// The share of a column.
     fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A>;
 }
 
-/// Losses Σ p·r with gradient q − p.
+/// Losses that are a probability times a logarithm.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Linear {
-    /// r = ln p − ln q.
+    /// Σ p (ln p − ln q), gradient q − p.
     Kl,
-    /// r = −ln q.
+    /// −Σ p ln q, gradient q − p.
     CrossEntropy,
+    /// Σ q (ln q − ln p), gradient q (ln q − ln p − ℓ).
+    ReverseKl,
 }
 
 /// KL(p‖q).
@@ -63,6 +64,7 @@ impl Functor for SoftCe {
 #[derive(Clone, Copy)]
 pub struct ReverseKl;
 impl Functor for ReverseKl {
+    const LINEAR: Option<Linear> = Some(Linear::ReverseKl);
     #[inline(always)]
     fn term<A: Number>(&self, q: A, p: A, x: A, y: A) -> Term<A> {
         let qu = q.times((x - y) * A::ln_2());

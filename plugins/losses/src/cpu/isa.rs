@@ -116,13 +116,31 @@ pub fn run_on<K: Kernel>(isa: Isa, kernel: K) -> K::Result {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 fn avx512<K: Kernel>(kernel: K) -> K::Result {
     kernel.run()
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 fn avx2<K: Kernel>(kernel: K) -> K::Result {
     kernel.run()
+}
+
+/// Whether a slice begins at a line of the cache.
+#[inline(always)]
+pub fn is_line<A>(slice: &[A]) -> bool {
+    slice.as_ptr().addr().is_multiple_of(64)
+}
+
+/// Lets other threads see what was written past the caches.
+#[inline(always)]
+pub fn end_streams() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every machine of this kind has the instruction.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
 }

@@ -3,6 +3,7 @@
 //! The only file that touches raw tensor memory. Whoever makes a [`Matrix`] or an [`Output`] promises its
 //! extent; after that every access is checked against it. A gradient is rounded once, to nearest even.
 
+use super::STREAMED;
 use super::isa::{self, Kernel};
 use super::real::Real;
 use half::{bf16, f16};
@@ -346,6 +347,12 @@ impl Output<'_> {
     #[must_use]
     pub fn adding(self) -> Self {
         Self { accumulate: true, ..self }
+    }
+
+    /// Whether it is larger than the caches of a core.
+    pub fn outgrows_caches(&self) -> bool {
+        let bytes = with_type!(self.place.float, T => size_of::<T>());
+        self.place.rows * self.place.width * bytes >= STREAMED
     }
 
     /// Whether it adds to what is there.

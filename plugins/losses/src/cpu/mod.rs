@@ -15,6 +15,7 @@ pub mod matrix;
 mod narrow;
 mod narrow_labels;
 mod number;
+mod passes;
 pub mod projection;
 mod real;
 mod rows;
@@ -32,6 +33,8 @@ use std::ops::Range;
 
 /// Columns of a block: three f32 buffers of a block stay in a 32 KB L1.
 const BLOCK: usize = 2048;
+/// Bytes of an output that no cache of one core holds: its lines need not be read before they are written.
+const STREAMED: usize = 8 << 20;
 /// Elements below which waking the pool costs more than it saves.
 const SERIAL: usize = 16 * 1024;
 

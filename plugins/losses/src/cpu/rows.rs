@@ -7,14 +7,16 @@
 
 use super::dense::{Buffers, DenseCall, blocks, finish, load};
 use super::divergence::{Functor, Linear};
-use super::isa::LaneKernel;
+use super::isa::{self, LaneKernel};
 use super::matrix::{Load, Store};
 use super::number::Number;
+use super::passes::{Combine, Factors, Powers, Terms};
 use super::real::Real;
 use super::scratch::{Buffer, padded};
 use super::simd::Simd;
 use super::{BLOCK, Matrix, Output, Slot, Workspace, narrow};
 use crate::settings::NonFinite;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Rows of one worker.
@@ -54,7 +56,8 @@ where
         true => (narrow.s.take(call.width), narrow.t.take(call.width)),
         false => wide,
     };
-    let mut row = Row::<S> { call, n: 0, read: &mut read, e_s, e_t, parts: Vec::new() };
+    let stream = call.grad.is_some_and(|grad| grad.outgrows_caches());
+    let mut row = Row::<S> { call, n: 0, read: &mut read, e_s, e_t, parts: Vec::new(), stream };
     for n in kernel.range.clone() {
         row.n = n;
         let slot = match (call.weights)(n).filter(|w| *w != 0.0) {
@@ -68,6 +71,7 @@ where
         };
         (kernel.set)(n, slot);
     }
+    isa::end_streams();
 }
 
 /// What pass 1 learned of a block: centres, Σ 2^x of both sides, Σ p′·r′ of a linear loss.
@@ -87,6 +91,8 @@ struct Row<'r, S: Simd> {
     /// Powers of the teacher, later base + qu.
     e_t: &'r mut [S::Scalar],
     parts: Vec<Part<S::Scalar>>,
+    /// Whether gradients are written past the caches.
+    stream: bool,
 }
 
 /// A side's normaliser.
@@ -125,7 +131,7 @@ where
         let linear = if call.width > BLOCK { D::LINEAR } else { None };
         self.parts.clear();
         for at in blocks(call.width) {
-            self.powers(at, scale_s, scale_t, linear);
+            self.powers::<D>(at, [scale_s, scale_t], linear.is_some());
         }
         let (Some(student), Some(teacher)) =
             (whole(&self.parts, 0, scale_s), whole(&self.parts, 1, scale_t))
@@ -136,7 +142,10 @@ where
             return Slot { dead: 1, ..Slot::default() };
         };
         let (loss, sum) = match linear {
-            Some(linear) => (self.linear_loss(linear, &student, &teacher), 0.0),
+            Some(linear) => {
+                let loss = self.linear_loss(linear, &student, &teacher);
+                (loss, if linear == Linear::ReverseKl { loss } else { 0.0 })
+            }
             None => self.terms(functor, &student, &teacher),
         };
         if let Some(grad) = &call.grad {
@@ -145,8 +154,7 @@ where
             if loss.is_finite() || propagate {
                 let factor = call.softening.factor / call.softening.student;
                 let scale = call.grad_factor * weight * factor;
-                let teacher = linear.map(|_| teacher);
-                self.gradient(grad, scale, sum, &student, teacher.as_ref());
+                self.gradient(grad, scale, sum, &student, linear.map(|linear| (linear, &teacher)));
                 grad.zero(self.n, call.width);
             } else {
                 grad.zero(self.n, 0);
@@ -157,104 +165,81 @@ where
 
     /// Pass 1 of a block.
     #[inline(always)]
-    fn powers(
-        &mut self,
-        at: Range<usize>,
-        scale_s: S::Scalar,
-        scale_t: S::Scalar,
-        linear: Option<Linear>,
-    ) {
+    fn powers<D: Functor>(&mut self, at: Range<usize>, scales: [S::Scalar; 2], wide: bool) {
         let to = at.start..at.start + padded(at.len());
-        let (e_s, e_t) = (&mut self.e_s[to.clone()], &mut self.e_t[to]);
-        let (s, t) = sides(self.call, self.n, at, self.read);
-        let center = [center::<S>(s), center::<S>(t)];
-        let (c_s, c_t) = (S::splat(center[0]), S::splat(center[1]));
-        let (scale_s, scale_t) = (S::splat(scale_s), S::splat(scale_t));
-        let (mut sum_s, mut sum_t, mut sum_l) = (S::zero(), S::zero(), S::zero());
-        let lanes = S::LANES;
-        let blocks = s.chunks_exact(lanes).zip(t.chunks_exact(lanes));
-        for ((s, t), (e_s, e_t)) in
-            blocks.zip(e_s.chunks_exact_mut(lanes).zip(e_t.chunks_exact_mut(lanes)))
-        {
-            let x = (S::load(s) - c_s) * scale_s;
-            let y = (S::load(t) - c_t) * scale_t;
-            let (q, p) = (x.exp2(), y.exp2());
-            q.store(e_s);
-            p.store(e_t);
-            sum_s = sum_s + q;
-            sum_t = sum_t + p;
-            match linear {
-                Some(Linear::Kl) => sum_l = sum_l + p.times(y - x),
-                Some(Linear::CrossEntropy) => sum_l = sum_l + p.times(-x),
-                None => {}
-            }
-        }
-        let (sum, linear) = ([sum_s.total(), sum_t.total()], sum_l.total());
-        self.parts.push(Part { center, sum, linear });
+        let (student, teacher) = (&mut self.e_s[to.clone()], &mut self.e_t[to]);
+        let logits = sides(self.call, self.n, at, self.read);
+        let functor = PhantomData::<D>;
+        self.parts.push(match wide {
+            true => isa::run(Powers::<S, D, true> { logits, scales, student, teacher, functor }),
+            false => isa::run(Powers::<S, D, false> { logits, scales, student, teacher, functor }),
+        });
     }
 
-    /// Σ p·r from the blocks' sums, exact in what the blocks' centres differ by.
+    /// The loss from the blocks' sums, exact in what the blocks' centres differ by.
     fn linear_loss(&self, linear: Linear, student: &Whole, teacher: &Whole) -> f64 {
         let mut sum = 0.0;
         for part in &self.parts {
             let [c_s, c_t] = part.center.map(Real::wide);
             let (to_s, to_t) = (student.offset(c_s), teacher.offset(c_t));
-            let shift = if linear == Linear::Kl { to_t - to_s } else { -to_s };
-            sum += weigh(to_t.exp2(), part.linear + weigh(part.sum[1], shift));
+            let (to, own, shift) = match linear {
+                Linear::Kl => (to_t, part.sum[1], to_t - to_s),
+                Linear::CrossEntropy => (to_t, part.sum[1], -to_s),
+                Linear::ReverseKl => (to_s, part.sum[0], to_s - to_t),
+            };
+            sum += weigh(to.exp2(), part.linear + weigh(own, shift));
         }
-        let rest = if linear == Linear::Kl { teacher.log } else { 0.0 };
-        (sum / teacher.sum - rest + student.log) * std::f64::consts::LN_2
+        let log2 = match linear {
+            Linear::Kl => sum / teacher.sum - teacher.log + student.log,
+            Linear::CrossEntropy => sum / teacher.sum + student.log,
+            Linear::ReverseKl => sum / student.sum - student.log + teacher.log,
+        };
+        log2 * std::f64::consts::LN_2
     }
 
     /// Pass 2: ℓ and Σ qu/Σ q (the rounding of the normaliser leaves the sum); base + qu replaces the teacher.
     #[inline(always)]
     fn terms<D: Functor>(&mut self, functor: &D, student: &Whole, teacher: &Whole) -> (f64, f64) {
-        let (mut loss, mut sum, mut mass) = (0.0, 0.0, 0.0);
-        let lanes = S::LANES;
+        let mut sums = [0.0; 3];
         let single = self.parts.len() == 1;
         for (at, part) in blocks(self.call.width).zip(&self.parts) {
             let to = at.start..at.start + padded(at.len());
-            let [c_s, c_t] = part.center;
-            let (to_s, to_t) = (student.offset(c_s.wide()), teacher.offset(c_t.wide()));
-            let (d_s, d_t) = (S::Scalar::of(to_s - student.log), S::Scalar::of(to_t - teacher.log));
-            // Of the rounded logarithms, so that probabilities and logarithms err alike.
-            let (f_s, f_t) = match single {
-                true => (S::zero(), S::zero()),
-                false => (S::of(d_s.wide().exp2()), S::of(d_t.wide().exp2())),
-            };
-            let (d_s, d_t) = (S::splat(d_s), S::splat(d_t));
-            let (c_s, c_t) = (S::splat(c_s), S::splat(c_t));
-            let (k_s, k_t) = (S::of(student.scale), S::of(teacher.scale));
-            let (mut l, mut u, mut m) = (S::zero(), S::zero(), S::zero());
-            let (s, t) = match single {
+            let [c_s, c_t] = part.center.map(Real::wide);
+            let shifts = [student.offset(c_s) - student.log, teacher.offset(c_t) - teacher.log];
+            let logits = match single {
                 true => kept(self.call, self.n, at, self.read),
                 false => sides(self.call, self.n, at, self.read),
             };
-            let logits = s.chunks_exact(lanes).zip(t.chunks_exact(lanes));
-            let powers = self.e_s[to.clone()].chunks_exact(lanes);
-            let powers = powers.zip(self.e_t[to].chunks_exact_mut(lanes));
-            for ((s, t), (e_s, e_t)) in logits.zip(powers) {
-                let x = ((S::load(s) - c_s) * k_s) + d_s;
-                let y = ((S::load(t) - c_t) * k_t) + d_t;
-                // A narrow row affords powers of the very logarithms, whose rounding then leaves the loss.
-                let (q, p) = match single {
-                    true => (x.exp2(), y.exp2()),
-                    false => (S::load(e_s) * f_s, S::load(e_t) * f_t),
-                };
-                let term = functor.term(q, p, x, y);
-                l = l + term.loss;
-                u = u + term.qu;
-                m = m + q;
-                (term.base + term.qu).store(e_t);
-            }
-            loss += l.total();
-            sum += u.total();
-            mass += m.total();
+            let (centers, shifts) = (part.center, shifts.map(S::Scalar::of));
+            let scales = [S::of(student.scale), S::of(teacher.scale)];
+            let (student, teacher) = (&self.e_s[to.clone()], &mut self.e_t[to]);
+            let part = match single {
+                true => isa::run(Terms::<S, D, true> {
+                    functor,
+                    logits,
+                    centers,
+                    scales,
+                    shifts,
+                    student,
+                    teacher,
+                }),
+                false => isa::run(Terms::<S, D, false> {
+                    functor,
+                    logits,
+                    centers,
+                    scales,
+                    shifts,
+                    student,
+                    teacher,
+                }),
+            };
+            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
         }
+        let [loss, sum, mass] = sums;
         (loss, sum / mass)
     }
 
-    /// Pass 3: scale·(base + qu − q·sum), or with the teacher's normaliser scale·(q − p).
+    /// Pass 3, with the teacher's normaliser of a wide row of a [`Linear`] loss.
     #[inline(always)]
     fn gradient(
         &mut self,
@@ -262,21 +247,23 @@ where
         scale: f64,
         sum: f64,
         student: &Whole,
-        teacher: Option<&Whole>,
+        linear: Option<(Linear, &Whole)>,
     ) {
         for (at, part) in blocks(self.call.width).zip(&self.parts) {
             let [c_s, c_t] = part.center.map(Real::wide);
             let q = student.offset(c_s).exp2() / student.sum;
-            let (on_s, on_t) = match teacher {
-                Some(teacher) => (scale * q, -scale * teacher.offset(c_t).exp2() / teacher.sum),
-                None => (0.0, scale),
-            };
-            let factors = Factors {
-                on_s: S::of(on_s),
-                on_t: S::of(on_t),
-                q: S::of(q),
-                sum: S::of(-sum),
-                has_teacher: teacher.is_some(),
+            let factors = match linear {
+                Some((Linear::ReverseKl, teacher)) => {
+                    let log_s = student.offset(c_s) - student.log;
+                    let log_t = teacher.offset(c_t) - teacher.log;
+                    let shift = log_s - log_t - sum * std::f64::consts::LOG2_E;
+                    Factors::Reverse { student: scale * q * std::f64::consts::LN_2, shift }
+                }
+                Some((_, teacher)) => {
+                    let p = teacher.offset(c_t).exp2() / teacher.sum;
+                    Factors::Both { student: scale * q, teacher: -scale * p }
+                }
+                None => Factors::Moment { q, scale, sum: -sum },
             };
             let powers = at.start..at.start + padded(at.len());
             let (e_s, e_t) = (&self.e_s[powers.clone()], &self.e_t[powers]);
@@ -285,48 +272,16 @@ where
                 true => unsafe { grad.slice(self.n, at.start, at.len()) },
                 false => None,
             };
-            match direct {
-                Some(to) => combine(to, e_s, e_t, factors),
-                None => {
-                    let to = self.read.s.take(at.len());
-                    combine(to, e_s, e_t, factors);
-                    grad.store(self.n, at.start, &to[..at.len()]);
-                }
+            let own = direct.is_some();
+            let to = match direct {
+                Some(to) => to,
+                None => self.read.s.take(at.len()),
+            };
+            let stream = own && self.stream;
+            isa::run(Combine::<S> { to, student: e_s, teacher: e_t, factors, stream });
+            if !own {
+                grad.store(self.n, at.start, &self.read.s.keep(at.len())[..at.len()]);
             }
-        }
-    }
-}
-
-/// What a block's powers are multiplied by.
-#[derive(Clone, Copy)]
-struct Factors<S> {
-    on_s: S,
-    on_t: S,
-    q: S,
-    sum: S,
-    has_teacher: bool,
-}
-
-/// Gradients of a block from its powers. A function and no closure: a closure that is not inlined has no instructions of
-/// its caller's instruction set, and calls each of them.
-#[inline(always)]
-fn combine<S: Simd>(
-    to: &mut [S::Scalar],
-    e_s: &[S::Scalar],
-    e_t: &[S::Scalar],
-    factors: Factors<S>,
-) {
-    let Factors { on_s, on_t, q, sum, has_teacher } = factors;
-    let powers = e_s.chunks_exact(S::LANES).zip(e_t.chunks_exact(S::LANES));
-    let both = to.chunks_exact_mut(S::LANES).zip(powers);
-    if has_teacher {
-        for (to, (e_s, e_t)) in both {
-            S::load(e_s).mul_add(on_s, S::load(e_t) * on_t).store(to);
-        }
-    } else {
-        for (to, (e_s, e_t)) in both {
-            // One rounding of q·sum against qu: a one-hot row has gradient 0.
-            ((S::load(e_s) * q).mul_add(sum, S::load(e_t)) * on_t).store(to);
         }
     }
 }
@@ -382,7 +337,7 @@ fn sides<'b, A: Real>(
     n: usize,
     at: Range<usize>,
     buffers: &'b mut Buffers<A>,
-) -> (&'b [A], &'b [A])
+) -> [&'b [A]; 2]
 where
     for<'m> Matrix<'m>: Load<A>,
 {
@@ -391,7 +346,7 @@ where
     }
     let (s, t) = (buffers.s.take(at.len()), buffers.t.take(at.len()));
     load(call, n, at, s, t);
-    (s, t)
+    [s, t]
 }
 
 /// As [`sides`], of the block that was read last.
@@ -401,13 +356,13 @@ fn kept<'b, A: Real>(
     n: usize,
     at: Range<usize>,
     buffers: &'b mut Buffers<A>,
-) -> (&'b [A], &'b [A])
+) -> [&'b [A]; 2]
 where
     for<'m> Matrix<'m>: Load<A>,
 {
     match in_place(call, n, &at) {
         Some(pair) => pair,
-        None => (buffers.s.keep(at.len()), buffers.t.keep(at.len())),
+        None => [buffers.s.keep(at.len()), buffers.t.keep(at.len())],
     }
 }
 
@@ -417,7 +372,7 @@ fn in_place<'b, A: Real>(
     call: &'b DenseCall<'_>,
     n: usize,
     at: &Range<usize>,
-) -> Option<(&'b [A], &'b [A])>
+) -> Option<[&'b [A]; 2]>
 where
     for<'m> Matrix<'m>: Load<A>,
 {
@@ -426,5 +381,5 @@ where
         return None;
     }
     let slice = |m: &Matrix<'b>| m.slice::<A>(n, at.start, at.len());
-    Some((slice(&call.student)?, slice(&call.teacher)?))
+    Some([slice(&call.student)?, slice(&call.teacher)?])
 }

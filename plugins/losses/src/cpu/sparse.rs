@@ -7,6 +7,7 @@ use super::dense::{blocks, finish};
 use super::isa::{self, LaneKernel};
 use super::matrix::{Float, Load, Store};
 use super::number::Number;
+use super::passes::Scale;
 use super::real::Real;
 use super::rows::{Part, center, scale, weigh, whole};
 use super::scratch::{Buffer, padded};
@@ -95,8 +96,9 @@ where
     let (mut read, mut narrow) = (Buffer::new(), Buffer::new());
     let width = call.student.width();
     let powers = if width <= BLOCK { narrow.take(width) } else { wide };
-    let mut row =
-        Row::<S> { call, n: 0, read: &mut read, powers, parts: Vec::new(), kept: Vec::new() };
+    let stream = call.grad.is_some_and(|grad| grad.outgrows_caches());
+    let (parts, kept) = (Vec::new(), Vec::new());
+    let mut row = Row::<S> { call, n: 0, read: &mut read, powers, parts, kept, stream };
     for n in kernel.range.clone() {
         row.n = n;
         let slot = match (call.weights)(n).filter(|w| *w != 0.0) {
@@ -108,6 +110,7 @@ where
         };
         (kernel.set)(n, slot);
     }
+    isa::end_streams();
 }
 
 struct Row<'r, S: Simd> {
@@ -116,8 +119,10 @@ struct Row<'r, S: Simd> {
     read: &'r mut Buffer<S::Scalar>,
     powers: &'r mut [S::Scalar],
     parts: Vec<Part<S::Scalar>>,
-    /// Student logits of the kept columns over T, base 2.
-    kept: Vec<f64>,
+    /// Student logits of the kept columns over T, base 2, with p.
+    kept: Vec<(f64, f64)>,
+    /// Whether gradients are written past the caches.
+    stream: bool,
 }
 
 /// log₂ Σ 2^x.
@@ -161,7 +166,7 @@ where
         let rest = whole(&self.parts, 0, k);
         let outside =
             rest.map_or(f64::NEG_INFINITY, |rest| rest.sum.log2() + rest.max * rest.scale);
-        let inside = log_sum(self.kept.iter().copied());
+        let inside = log_sum(self.kept.iter().map(|(x, _)| *x));
         let all = log_sum([inside, outside].into_iter());
         if all == f64::NEG_INFINITY {
             self.zero();
@@ -171,8 +176,8 @@ where
         let undefined = base == f64::NEG_INFINITY;
         let mut loss = if undefined { f64::INFINITY } else { 0.0 };
         if !undefined {
-            for ((_, log_p), x) in teacher.kept.iter().zip(&self.kept) {
-                loss += weigh(log_p.exp(), log_p - (x - base) * std::f64::consts::LN_2);
+            for ((_, log_p), (x, p)) in teacher.kept.iter().zip(&self.kept) {
+                loss += weigh(*p, log_p - (x - base) * std::f64::consts::LN_2);
             }
             if call.mode == SparseMode::Tail {
                 let log_q = (outside - all) * std::f64::consts::LN_2;
@@ -207,9 +212,9 @@ where
         let to = at.start..at.start + padded(at.len());
         let s = self.read.take(at.len());
         self.call.student.load(self.n, at.start, &mut s[..at.len()]);
-        for (column, _) in kept {
+        for (column, log_p) in kept {
             let z = &mut s[column - at.start];
-            self.kept.push(z.wide() * k.wide());
+            self.kept.push((z.wide() * k.wide(), log_p.exp()));
             *z = S::Scalar::NEG_INFINITY;
         }
         let c = center::<S>(s);
@@ -236,16 +241,27 @@ where
         let mut kept = teacher.kept.iter().zip(&self.kept).peekable();
         for (at, part) in blocks(self.call.student.width()).zip(&self.parts) {
             let on = S::of(scale * rest(part.center[0].wide() * k));
-            let to = self.read.take(at.len());
-            let from = self.powers[at.start..at.start + padded(at.len())].chunks_exact(S::LANES);
-            for (to, e) in to.chunks_exact_mut(S::LANES).zip(from) {
-                (S::load(e) * on).store(to);
-            }
-            while let Some(((column, log_p), x)) = kept.next_if(|((column, _), _)| *column < at.end)
+            let direct = match at.len() % S::LANES == 0 {
+                // SAFETY: the logits, which may be the same memory, are not read any more.
+                true => unsafe { grad.slice(self.n, at.start, at.len()) },
+                false => None,
+            };
+            let own = direct.is_some();
+            let to = match direct {
+                Some(to) => to,
+                None => self.read.take(at.len()),
+            };
+            let powers = &self.powers[at.start..at.start + padded(at.len())];
+            let stream = own && self.stream;
+            isa::run(Scale::<S> { to: &mut *to, powers, less: None, on, stream });
+            while let Some(((column, _), (x, p))) =
+                kept.next_if(|((column, _), _)| *column < at.end)
             {
-                to[column - at.start] = S::Scalar::of(scale * ((x - base).exp2() - log_p.exp()));
+                to[column - at.start] = S::Scalar::of(scale * ((x - base).exp2() - p));
             }
-            grad.store(self.n, at.start, &to[..at.len()]);
+            if !own {
+                grad.store(self.n, at.start, &to[..at.len()]);
+            }
         }
     }
 }

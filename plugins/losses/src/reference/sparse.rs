@@ -72,14 +72,13 @@ pub(crate) fn teacher(
 ) -> Result<Option<SparseRow>, Refusal> {
     let kept = kept_set(indices, width, n)?;
     possible(sparse, &kept, values, n)?;
-    Ok(teacher_row(sparse, &kept, values, tail).map(|(lp, rest)| {
-        let mut kept: Vec<(usize, f64)> = kept.iter().zip(lp).map(|(k, lp)| (k.1, lp)).collect();
-        kept.sort_by_key(|(column, _)| *column);
-        SparseRow { kept, rest }
+    Ok(teacher_row(sparse, &kept, values, tail).map(|(lp, rest)| SparseRow {
+        kept: kept.iter().zip(lp).map(|(k, lp)| (k.1, lp)).collect(),
+        rest,
     }))
 }
 
-/// Present entries: (place in the row of indices, column).
+/// Present entries by column: (place in the row of indices, column).
 fn kept_set(indices: &[f64], width: usize, n: usize) -> Result<Vec<(usize, usize)>, Refusal> {
     let mut kept: Vec<(usize, usize)> = Vec::with_capacity(indices.len());
     for (place, &index) in indices.iter().enumerate() {
@@ -93,10 +92,9 @@ fn kept_set(indices: &[f64], width: usize, n: usize) -> Result<Vec<(usize, usize
         }
         kept.push((place, index as usize));
     }
-    let mut columns: Vec<usize> = kept.iter().map(|&(_, column)| column).collect();
-    columns.sort_unstable();
-    if let Some(pair) = columns.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(Refusal::Data(format!("row {n}: top-k index {} appears twice", pair[0])));
+    kept.sort_unstable_by_key(|&(_, column)| column);
+    if let Some(pair) = kept.windows(2).find(|pair| pair[0].1 == pair[1].1) {
+        return Err(Refusal::Data(format!("row {n}: top-k index {} appears twice", pair[0].1)));
     }
     Ok(kept)
 }
