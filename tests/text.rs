@@ -234,6 +234,10 @@ fn what_would_fail_an_hour_later_is_found_before_a_weight_is_read() {
         "LMB0243"
     );
     assert_eq!(code(&replace("max_length: 24", "max_length: 33")), "LMB0243");
+    let mask = "row_mask: attention_mask, ";
+    assert_eq!(code(&replace(mask, "")), "LMB0242", "padding counts");
+    assert_eq!(problems(replace(mask, "row_mask: none, ")), []);
+    assert_eq!(code(&replace("uses: limbeck.kl", "uses: limbeck.kl, weight: -1")), "LMB0224");
     assert_eq!(code(&replace("label: label}", "label: lable}")), "LMB0505");
     assert_eq!(code(&replace("outputs: [logits, hidden.2]", "outputs: [logits]")), "LMB0231");
     // The first shard of a model that is cut in the middle.

@@ -56,6 +56,7 @@ pub const CODES: &[Code] = &[
     code("LMB0221", 0, "scheduler state dropped"),
     code("LMB0222", 0, "best student of a stream"),
     code("LMB0223", 0, "f32 instead of bf16"),
+    code("LMB0224", 0, "negative weight"),
     code("LMB0230", 78, "source that does not exist"),
     code("LMB0231", 78, "port without a source"),
     code("LMB0232", 78, "port that does not exist"),

@@ -157,6 +157,11 @@ fn term(part: &Fields, name: &str, explicit: bool) -> TermPlan {
     let mut plugin = plugin_use(part, "limbeck.kl");
     let layers = layers(part, &mut plugin);
     let weight = part.number_or("weight", Bounds::FINITE, 1.0);
+    if weight < 0.0 {
+        let message = format!("the weight of `{name}` is negative: its loss is driven up");
+        let span = part.field("weight").map(|field| field.node.span.clone());
+        part.sink.report(Diagnostic::warning("LMB0224", message).at(span));
+    }
     let reduction = part.choice_or_first(
         "reduction",
         ("token_mean", Reduction::TokenMean),

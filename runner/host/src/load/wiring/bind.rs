@@ -72,7 +72,33 @@ impl Binder<'_> {
                 }
             }
         }
+        self.tell_padding(consumer, &wires);
         wires
+    }
+
+    /// Warns where a term takes each token for a row and nothing leaves padded ones out.
+    fn tell_padding(&mut self, consumer: &Consumer<'_>, wires: &[Option<Wire>]) {
+        let [_, mask, ..] = TOKEN_COLUMNS;
+        let ports = || consumer.ports.iter().zip(wires);
+        let is_open = |name: &str| ports().any(|(p, wire)| p.name == name && wire.is_none());
+        let is_silent = is_open("row_mask") && !consumer.rebound.contains_key("row_mask");
+        if !is_silent || !is_open("labels") || self.ends.source(mask, consumer.own).is_err() {
+            return;
+        }
+        let is_token = |wire: &Wire| {
+            let Source::Student(output) = &wire.source else { return false };
+            let port = self.ends.student.iter().find(|p| p.is_output() && p.name == *output);
+            port.is_some_and(|p| p.shape.split(',').count() > 2)
+        };
+        let mut rows = ports().filter(|(p, _)| p.shape.starts_with("N,"));
+        let Some((port, _)) = rows.find(|(_, wire)| wire.as_ref().is_some_and(is_token)) else {
+            return;
+        };
+        let message = format!("each token of `{}` is a row, padded ones too", port.name);
+        let warning = Diagnostic::warning(codes::LEFT_UNBOUND, message).help(format!(
+            "`inputs: {{row_mask: {mask}}}` leaves them out, `inputs: {{row_mask: {NONE}}}` says that they are meant"
+        ));
+        self.report(consumer, None, warning);
     }
 
     fn report(&mut self, consumer: &Consumer<'_>, span: Option<Span>, diagnostic: Diagnostic) {
