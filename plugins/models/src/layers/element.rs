@@ -4,7 +4,6 @@
 //! divides rows and columns of a product among workers, never the sum over its inner dimension.
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, WithDType, bail};
-use rayon::prelude::*;
 
 /// f32 or f64.
 pub(crate) trait Element:
@@ -290,26 +289,6 @@ fn product<T: Element>(
         );
     }
     Ok(())
-}
-
-/// A row-major matrix of `columns` with rows and columns exchanged.
-pub(crate) fn transpose<T: Element>(matrix: &[T], columns: usize) -> Vec<T> {
-    const TILE: usize = 16;
-    let rows = matrix.len() / columns.max(1);
-    let mut out = vec![T::of(0.0); matrix.len()];
-    let bands = out.par_chunks_mut((TILE * rows).max(1)).enumerate();
-    bands.for_each(|(band, out)| {
-        for first in (0..rows).step_by(TILE) {
-            let count = TILE.min(rows - first);
-            for (column, out) in out.chunks_mut(rows).enumerate() {
-                let column = band * TILE + column;
-                for (i, to) in out[first..first + count].iter_mut().enumerate() {
-                    *to = matrix[(first + i) * columns + column];
-                }
-            }
-        }
-    });
-    out
 }
 
 /// Σ f(xᵢ, yᵢ) in f64 over eight interleaved partial sums, a fixed order that compiles to vector code.

@@ -43,6 +43,12 @@ pub(crate) fn chosen() -> Isa {
     })
 }
 
+/// Whether registers of AVX-512 hold sixteen of `T`.
+#[inline(always)]
+pub(crate) fn is_avx512<T>() -> bool {
+    size_of::<T>() == 4 && chosen() == Isa::Avx512
+}
+
 /// Defines functions over an [`Element`](super::element::Element) type that run the version for this machine.
 macro_rules! kernel {
     ($($(#[$meta:meta])* fn $name:ident<$T:ident>($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block)+) => {$(

@@ -15,6 +15,7 @@ mod pool;
 pub(crate) mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod transpose;
 
 pub use activation::Activation;
 pub use conv::Conv2d;

@@ -46,7 +46,7 @@ impl<T: Element> Pass<'_, T> {
     ) -> Result<Vec<T>> {
         let (dim, inner, all) = (self.encoder.dim, self.encoder.hidden_dim, &self.batch.sequences);
         let flipped = self.flipped(layer);
-        let block = self.block(layer, &flipped);
+        let block = self.block(layer, &flipped.0);
         let of_top = Block { sequences: top, ..block };
         let mut states = self.first_rows(x);
         let jobs: Vec<_> =
@@ -80,6 +80,7 @@ impl<T: Element> Pass<'_, T> {
                 of_top.after_attention(top.starts[group.start], states, &mut kept, scratch)
             },
         )?;
+        self.spares.put(flipped);
         Ok(states)
     }
 

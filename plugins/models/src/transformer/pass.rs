@@ -16,8 +16,9 @@ use super::names::BLOCK;
 use super::outputs::Wanted;
 use super::sequences::Sequences;
 use super::spares::Spares;
-use crate::layers::element::{Element, Matrix, Target, matmul_serial, transpose};
+use crate::layers::element::{Element, Matrix, Target, matmul_serial};
 use crate::layers::rows::{Dropout, add, affine};
+use crate::layers::transpose::transpose;
 use crate::random::Stream;
 
 /// Weights of an encoder in the order of its parameters.
@@ -93,6 +94,15 @@ pub(super) struct Record<T> {
 /// Outputs with their elements, row-major, and what the way back needs if it was asked for.
 pub(super) type Forward<T> = (Vec<(Wanted, Vec<T>)>, Option<Record<T>>);
 
+/// See [`Pass::flipped`].
+pub(super) struct Flipped<T>(pub(super) Vec<Vec<T>>);
+
+impl<T> Default for Flipped<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
 impl<'a, T: Element> Pass<'a, T> {
     fn dropout(&self, purpose: u64, p: f64) -> Option<Dropout> {
         Dropout::new(Stream::new(self.key?, purpose), p)
@@ -110,15 +120,16 @@ impl<'a, T: Element> Pass<'a, T> {
 
     /// Matrices of a block with rows and columns exchanged, at their places: a product of each group would do that for
     /// itself. None for a single group.
-    pub(super) fn flipped(&self, layer: usize) -> Vec<Vec<T>> {
+    pub(super) fn flipped(&self, layer: usize) -> Flipped<T> {
+        let mut flipped = self.spares.take::<Flipped<T>>();
         let has_groups = self.batch.sequences.groups.len() > 1;
         let weights = if has_groups { self.weights.block(layer) } else { &[] };
-        let flip = |(place, weight): (usize, &&[T])| {
-            let is_matrix = [QUERY, KEY, VALUE, OUTPUT, UP, DOWN].contains(&place);
-            let outputs = weights.get(place + 1).map_or(1, |bias| bias.len().max(1));
-            if is_matrix { transpose(weight, weight.len() / outputs) } else { Vec::new() }
-        };
-        weights.iter().enumerate().map(flip).collect()
+        flipped.0.resize_with(weights.len(), Vec::new);
+        for place in [QUERY, KEY, VALUE, OUTPUT, UP, DOWN].into_iter().filter(|_| has_groups) {
+            let columns = weights[place].len() / weights[place + 1].len().max(1);
+            transpose(&mut flipped.0[place], weights[place], columns);
+        }
+        flipped
     }
 
     pub(super) fn block<'b>(&'b self, layer: usize, flipped: &'b [Vec<T>]) -> Block<'b, T> {
@@ -160,7 +171,7 @@ impl<'a, T: Element> Pass<'a, T> {
     ) -> Result<()> {
         let (dim, inner) = (self.encoder.dim, self.encoder.hidden_dim);
         let flipped = self.flipped(layer);
-        let (block, batch) = (self.block(layer, &flipped), &self.batch.sequences);
+        let (block, batch) = (self.block(layer, &flipped.0), &self.batch.sequences);
         let mut kept = match kept {
             Some(kept) => kept.split(batch, dim, inner).into_iter().map(Some).collect(),
             None => Vec::new(),
@@ -177,7 +188,7 @@ impl<'a, T: Element> Pass<'a, T> {
         taps.resize_with(batch.groups.len(), || None);
         let jobs: Vec<_> =
             batch.groups.iter().zip(batch.split(x, dim)).zip(kept).zip(taps).collect();
-        jobs.into_par_iter().try_for_each_init(
+        let done = jobs.into_par_iter().try_for_each_init(
             || (Scratch::default(), None),
             |(scratch, spare), (((group, x), kept), tap)| match kept {
                 Some(mut kept) => block.forward(group, extent, x, &mut kept, tap, scratch),
@@ -188,7 +199,9 @@ impl<'a, T: Element> Pass<'a, T> {
                     block.forward(group, extent, x, &mut kept, tap, scratch)
                 }
             },
-        )
+        );
+        self.spares.put(flipped);
+        done
     }
 
     /// The wanted outputs, and what the way back needs if `record`.
