@@ -234,6 +234,9 @@ fn what_would_fail_an_hour_later_is_found_before_a_weight_is_read() {
         "LMB0243"
     );
     assert_eq!(code(&replace("max_length: 24", "max_length: 33")), "LMB0243");
+    let large = "dim: 16, vocab_size: 280, max_positions: 32, classes: 2}}\nstages";
+    let small = "dim: 16, vocab_size: 28, max_positions: 32, classes: 2}}\nstages";
+    assert_eq!(code(&replace(small, large)), "LMB0245");
     let mask = "row_mask: attention_mask, ";
     assert_eq!(code(&replace(mask, "")), "LMB0242", "padding counts");
     assert_eq!(problems(replace(mask, "row_mask: none, ")), []);

@@ -263,7 +263,7 @@ pub struct ExportArgs {
     /// Form of the result
     #[arg(long, value_name = "FORMAT", default_value = "hf")]
     pub format: ExportFormat,
-    /// Directory to write; must not exist or be empty
+    /// Directory to write: new, empty, or an earlier export of this pipeline, which it replaces
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
 }

@@ -93,7 +93,10 @@ fn ended(outcome: &Outcome, begin: Instant, shell: &Shell) -> u8 {
     };
     match outcome {
         Outcome::Done { dir } => {
-            let text = format!("done in {took}{memory}.  Next: limbeck eval {}", id_of(dir));
+            let runs =
+                dir.parent().and_then(Path::parent).filter(|runs| *runs != Path::new("runs"));
+            let runs = runs.map_or(String::new(), |runs| format!(" --runs {}", runs.display()));
+            let text = format!("done in {took}{memory}.  Next: limbeck eval {}{runs}", id_of(dir));
             tell(dir, "done", text, exit::DONE)
         }
         Outcome::AlreadyDone { dir } => {

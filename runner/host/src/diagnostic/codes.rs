@@ -72,6 +72,7 @@ pub const CODES: &[Code] = &[
     code("LMB0242", 0, "optional port left unbound"),
     code("LMB0243", 78, "tokenizer does not fit the model"),
     code("LMB0244", 78, "teacher cache is stale"),
+    code("LMB0245", 0, "tokenizer of fewer tokens"),
     code("LMB0250", 78, "tasks that do not fit the scenario"),
     code("LMB0251", 78, "buffer without room for each class"),
     code("LMB0301", 77, "built for another ABI"),

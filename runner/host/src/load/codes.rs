@@ -26,6 +26,7 @@ pub(crate) const NO_TEACHER: &str = "LMB0241";
 pub(crate) const LEFT_UNBOUND: &str = "LMB0242";
 pub(crate) const TOKENIZERS: &str = "LMB0212";
 pub(crate) const TOKENIZER: &str = "LMB0243";
+pub(crate) const FEW_TOKENS: &str = "LMB0245";
 pub(crate) const CACHE_STALE: &str = "LMB0244";
 pub(crate) const SCENARIO: &str = "LMB0250";
 pub(crate) const SMALL_BUFFER: &str = "LMB0251";

@@ -245,9 +245,12 @@ impl Binder<'_> {
             let what = if name == "hidden" { "hidden states".into() } else { format!("`{name}`") };
             let note =
                 if name == "hidden" && *first == 0 { " (0 is the embedding output)" } else { "" };
-            let message = format!(
-                "layer pair [{student}, {teacher}]: the {model} has {what} {first}..{last}{note}"
-            );
+            let all = match last - first + 1 == layers.len() {
+                true => format!("{first}..{last}"),
+                false => layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            };
+            let message =
+                format!("layer pair [{student}, {teacher}]: the {model} has {what} {all}{note}");
             self.report(consumer, None, Diagnostic::error(codes::LAYER, message));
             return Some(None);
         }
@@ -316,7 +319,7 @@ impl Binder<'_> {
             let problem = Diagnostic::error(codes::VOCABULARY, message);
             let problem = self.with_place(problem, source);
             return if consumer.has_vocab {
-                problem.help("add `vocab: truncate` to the settings of the term, if the rest is padding of the embedding")
+                problem.help("classes: give both as many; words: add `vocab: truncate` to the settings of the term, if the rest is padding of the embedding")
             } else {
                 problem
             };

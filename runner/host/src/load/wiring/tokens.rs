@@ -38,9 +38,18 @@ pub(super) fn check(
                 model.id()
             );
             problems.push(
-                Diagnostic::error(codes::TOKENIZER, message)
-                    .help("use the tokenizer that belongs to the model, or a larger `vocab_size`"),
+                Diagnostic::error(codes::TOKENIZER, message).help(
+                    "use the tokenizer that belongs to the model; a fresh model can have a larger `vocab_size`",
+                ),
             );
+        }
+        // Embeddings are padded to round sizes; a tenth is more than that.
+        if let Some(known) = size("vocab_size").filter(|known| ids * 10 < known * 9) {
+            let message =
+                format!("tokenizer {file} makes {ids} ids, `{}` knows {known}", model.id());
+            problems.push(Diagnostic::warning(codes::FEW_TOKENS, message).help(
+                "is it the model's own? With another's, each token is some other word to the model",
+            ));
         }
         let length = encoder.max_length() as u64;
         if let Some(known) = size("max_position_embeddings").filter(|known| *known < length) {
