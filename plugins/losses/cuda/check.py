@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Compiles the kernels twice and holds them to what can be seen without a GPU.
+"""Compiles the kernels of losses and layers twice and holds them to what can be seen without a GPU.
 
 Both builds, made in different folders, are equal to the byte; no kernel spills or has a stack; registers,
-instructions and instructions of the special function unit stay within budgets.json. `check.py --bless` writes what it
-finds there. nvcc and cuobjdump come from .toolchain (toolkit.sh) or PATH.
+instructions and instructions of the special function unit stay within the crates' budgets.json. `check.py --bless`
+writes what it finds there. nvcc and cuobjdump come from .toolchain (toolkit.sh) or PATH.
 """
 import json
 import os
@@ -15,8 +15,10 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
-HERE = pathlib.Path(__file__).resolve().parent
-TOOLS = HERE.parents[2] / ".toolchain"
+PLUGINS = pathlib.Path(__file__).resolve().parents[2]
+TOOLS = PLUGINS.parent / ".toolchain"
+# Kernels of the second include headers of the first.
+CRATES = ["losses", "models"]
 SLACK = 1.05
 REGISTERS = re.compile(r"Used (\d+) registers")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -25,7 +27,7 @@ INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\w+)")
 
 def compile_all(sources, out):
     """Fat binaries in `out`; the compiler's report of each image."""
-    lines = dict(line.split(" ", 1) for line in (HERE / "images.txt").read_text().splitlines())
+    lines = dict(line.split(" ", 1) for line in (sources / "images.txt").read_text().splitlines())
     flags = lines.pop("flags").split()
 
     def compile_one(name):
@@ -66,13 +68,12 @@ def instructions_of(image):
     return counts
 
 
-def measure(folder):
+def measure(crate, folder, elsewhere):
     """Every kernel's figures, after the comparison of two builds."""
-    first, second, elsewhere = (folder / name for name in ("first", "second", "elsewhere"))
-    first.mkdir(), second.mkdir()
-    shutil.copytree(HERE, elsewhere)
-    reports = compile_all(HERE, first)
-    compile_all(elsewhere, second)
+    first, second = (folder / crate / name for name in ("first", "second"))
+    first.mkdir(parents=True), second.mkdir()
+    reports = compile_all(PLUGINS / crate / "cuda", first)
+    compile_all(elsewhere / crate / "cuda", second)
     found = {}
     for name, report in reports.items():
         image = first / f"{name}.fatbin"
@@ -85,14 +86,10 @@ def measure(folder):
     return found, size
 
 
-def main():
-    os.environ["PATH"] = ":".join(
-        [str(TOOLS / "cu/nvidia/cu13/bin"), str(TOOLS / "dis/nvidia/cu13/bin"), os.environ["PATH"]]
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        found, size = measure(pathlib.Path(folder))
-    budgets = HERE / "budgets.json"
-    if "--bless" in sys.argv:
+def over_budget(crate, found, is_blessed):
+    """What is wrong, in words."""
+    budgets = PLUGINS / crate / "cuda/budgets.json"
+    if is_blessed:
         lines = [f"  {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
         budgets.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     budget = json.loads(budgets.read_text())
@@ -101,9 +98,26 @@ def main():
         for what, most in budget[name].items():
             if found[name][what] > most * SLACK:
                 problems.append(f"{name}: {found[name][what]} {what}, budget {most}")
+    return problems
+
+
+def main():
+    os.environ["PATH"] = ":".join(
+        [str(TOOLS / "cu/nvidia/cu13/bin"), str(TOOLS / "dis/nvidia/cu13/bin"), os.environ["PATH"]]
+    )
+    problems = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        elsewhere = folder / "elsewhere"
+        for crate in CRATES:
+            shutil.copytree(PLUGINS / crate / "cuda", elsewhere / crate / "cuda")
+        for crate in CRATES:
+            found, size = measure(crate, folder, elsewhere)
+            problems += over_budget(crate, found, "--bless" in sys.argv)
+            print(f"{crate}: {len(found)} kernels, {size} bytes: two builds equal, no spill")
     if problems:
         sys.exit("error: kernels over budget (check.py --bless takes them as they are)\n" + "\n".join(problems))
-    print(f"{len(found)} kernels, {size} bytes: two builds equal, no spill, within budget")
+    print("within budget")
 
 
 main()

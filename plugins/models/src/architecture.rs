@@ -25,6 +25,16 @@ pub enum Mode {
     },
 }
 
+impl Mode {
+    /// Source of the randomness of a training pass.
+    pub(crate) fn key(self) -> Option<[u64; 2]> {
+        match self {
+            Self::Train { key } => Some(key),
+            Self::Eval => None,
+        }
+    }
+}
+
 /// A named input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {

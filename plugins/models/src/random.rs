@@ -23,6 +23,12 @@ impl Stream {
         Self { key: [a as u32, (a >> 32) as u32], high: [b as u32, (b >> 32) as u32] }
     }
 
+    /// The key of the blocks, and the upper half of their counter.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn words(self) -> ([u32; 2], [u32; 2]) {
+        (self.key, self.high)
+    }
+
     /// The draws of a name under a call's key (FNV-1a of the name is the purpose).
     pub(crate) fn named(key: [u64; 2], name: &str) -> Self {
         let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

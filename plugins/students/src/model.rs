@@ -93,7 +93,7 @@ pub(crate) fn build(
         let tensor = weights.add_with(&spec.name, &spec.shape, is_trained, no_decay, value)?;
         params.insert(&spec.name, tensor);
     }
-    let model = architecture.build(&params).map_err(internal)?;
+    let model = architecture.build(&params).map_err(setting_error)?;
     let inputs = architecture.inputs().into_iter().map(|port| (port.name, port.dtype)).collect();
     Ok(Built { model, inputs })
 }

@@ -39,7 +39,6 @@ extern "C" {
 
 // For tests.
 int64_t limbeck_emulated_launches() { return launches; }
-void limbeck_emulate_shuffled(int shuffled) { lmb::emulate::shuffled = shuffled != 0; }
 int limbeck_emulates(const char *kernel) { return lmb::emulate::find(kernel) != nullptr; }
 
 CUresult cuInit(unsigned int) { return CUDA_SUCCESS; }

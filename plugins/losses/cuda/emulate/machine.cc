@@ -206,3 +206,18 @@ void launch(const Kernel &kernel, int64_t blocks, int threads, int cluster, size
 }
 
 }  // namespace lmb::emulate
+
+extern "C" {
+
+// For tests.
+void limbeck_emulate_shuffled(int shuffled) { lmb::emulate::shuffled = shuffled != 0; }
+
+// Runs a kernel by name, for tests of kernels that are launched by something else than the driver's table. 0: there is no
+// such kernel, or it takes fewer threads.
+int limbeck_emulate_launch(const char *name, int64_t blocks, int threads, size_t shared_bytes, const void *args) {
+  const lmb::emulate::Kernel *kernel = lmb::emulate::find(name);
+  if (!kernel || threads > kernel->max_threads || threads % 32) return 0;
+  lmb::emulate::launch(*kernel, blocks, threads, 1, shared_bytes, args);
+  return 1;
+}
+}

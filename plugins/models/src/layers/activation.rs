@@ -4,11 +4,13 @@
 //! the result is kept.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
 use serde::{Deserialize, Serialize};
 
-use super::element::{Element, by_dtype, elements, tensor, with_elements};
-use super::is_fused;
+use super::element::{Element, by_dtype, elements};
+#[cfg(feature = "cuda")]
+use super::gpu::site;
+use super::has_kernels;
 use super::rows::{activate, activate_backward};
 
 /// What follows a linear map, element by element.
@@ -38,15 +40,17 @@ impl Activation {
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Identity => Ok(x.clone()),
-            Self::Gelu | Self::GeluTanh if is_fused(x) => {
-                x.contiguous()?.apply_op1(FromInput(self))
-            }
-            other if is_fused(x) => x.contiguous()?.apply_op1(FromResult(other)),
+            other if has_kernels(x) => x.contiguous()?.apply_op1(Apply(other)),
             Self::Relu => x.relu(),
             Self::Gelu => x.gelu_erf(),
             Self::GeluTanh => x.gelu(),
             Self::Tanh => x.tanh(),
         }
+    }
+
+    /// `grad · dy/dx` from the results y (fusable activations) or the inputs x, without a gradient of its own.
+    pub(super) fn back(self, from: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        from.apply_op2_no_bwd(&grad.contiguous()?, &Backward(self))
     }
 
     /// Whether the derivative follows from the result.
@@ -87,37 +91,10 @@ impl Activation {
     }
 }
 
-/// An activation whose derivative follows from its result.
-struct FromResult(Activation);
+/// An activation alone.
+struct Apply(Activation);
 
-impl CustomOp1 for FromResult {
-    fn name(&self) -> &'static str {
-        "activation"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        by_dtype!(storage.dtype(), "activation", T => {
-            let mut y = elements::<T>(storage, layout)?.to_vec();
-            self.0.apply_in_place(&mut y);
-            Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(y), layout.shape().clone()))
-        })
-    }
-
-    fn bwd(&self, _arg: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        by_dtype!(res.dtype(), "activation", T => with_elements::<T, _>(res, |y| {
-            with_elements::<T, _>(&grad, |grad| {
-                tensor(self.0.gradient(y, grad), res.dims())
-            })
-        }))
-        .map(Some)
-    }
-}
-
-/// An activation whose derivative needs its input.
-struct FromInput(Activation);
-
-impl CustomOp1 for FromInput {
+impl CustomOp1 for Apply {
     fn name(&self) -> &'static str {
         "activation"
     }
@@ -127,20 +104,62 @@ impl CustomOp1 for FromInput {
             let x = elements::<T>(storage, layout)?;
             let mut y = vec![T::of(0.0); x.len()];
             activate(&mut y, x, self.0);
-            Ok((<T as candle_core::WithDType>::to_cpu_storage_owned(y), layout.shape().clone()))
+            Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
 
-    fn bwd(&self, arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        by_dtype!(arg.dtype(), "activation", T => with_elements::<T, _>(arg, |x| {
-            with_elements::<T, _>(&grad, |grad| {
-                let (mut dx, mut y) = (grad.to_vec(), vec![T::of(0.0); x.len()]);
-                activate_backward(&mut dx, &mut y, x, self.0);
-                tensor(dx, arg.dims())
-            })
-        }))
-        .map(Some)
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        Ok((site::activate((storage, layout), None, self.0)?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, arg: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        self.0.back(if self.0.is_fusable() { res } else { arg }, grad).map(Some)
+    }
+}
+
+/// From the result (fusable activations) or the input, and dy, to dx.
+struct Backward(Activation);
+
+impl CustomOp2 for Backward {
+    fn name(&self) -> &'static str {
+        "activation_backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        from: &CpuStorage,
+        layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(from.dtype(), "activation", T => {
+            let (from, grad) = (elements::<T>(from, layout)?, elements::<T>(grad, grad_layout)?);
+            let dx = if self.0.is_fusable() {
+                self.0.gradient(from, grad)
+            } else {
+                let (mut dx, mut y) = (grad.to_vec(), vec![T::of(0.0); from.len()]);
+                activate_backward(&mut dx, &mut y, from, self.0);
+                dx
+            };
+            Ok((T::to_cpu_storage_owned(dx), layout.shape().clone()))
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        from: &candle_core::CudaStorage,
+        layout: &Layout,
+        grad: &candle_core::CudaStorage,
+        grad_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let dx = site::activate_backward((from, layout), (grad, grad_layout), self.0)?;
+        Ok((dx, layout.shape().clone()))
     }
 }
 

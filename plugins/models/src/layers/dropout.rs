@@ -4,19 +4,20 @@
 //! backward pass draws the same one again.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType};
 
-use super::element::{Element, by_dtype, elements, tensor, with_elements};
-use super::is_fused;
-use super::rows::Dropout;
+use super::element::{Element, by_dtype, elements};
+#[cfg(feature = "cuda")]
+use super::gpu::site;
+use super::has_kernels;
+use super::rows::{Dropout, add};
 use crate::architecture::Mode;
 use crate::random::Stream;
 
 /// y = x·m/(1-p) in training, m = 0 with probability p and 1 otherwise; y = x in evaluation or for p = 0.
 ///
 /// `layer` tells the dropouts of one pass apart. Element i in row-major order takes draw i of the stream of
-/// (`key`, `layer`), so equal keys and shapes give equal masks. On other devices than the CPU the mask is drawn on
-/// the CPU and copied, which costs a transfer.
+/// (`key`, `layer`), so equal keys and shapes give equal masks, on every device.
 ///
 /// # Errors
 /// candle's.
@@ -24,33 +25,52 @@ use crate::random::Stream;
 /// Source: Srivastava et al. 2014, in the inverted form.
 pub fn dropout(x: &Tensor, p: f64, mode: Mode, layer: u64) -> Result<Tensor> {
     let Mode::Train { key } = mode else { return Ok(x.clone()) };
-    if p <= 0.0 {
-        return Ok(x.clone());
-    }
-    let op = DropoutOp { stream: Stream::new(key, layer), p };
-    if is_fused(x) {
-        return x.contiguous()?.apply_op1(op);
+    let Some(dropout) = Dropout::new(Stream::new(key, layer), p) else { return Ok(x.clone()) };
+    let drop = Drop { dropout, columns: x.elem_count(), row_step: 1 };
+    if has_kernels(x) {
+        return drop.apply(x);
     }
     let mut mask = vec![1f32; x.elem_count()];
-    op.apply(&mut mask);
+    drop.rows(&mut mask);
     x * Tensor::from_vec(mask, x.dims(), x.device())?.to_dtype(x.dtype())?
 }
 
+/// Dropout of a matrix whose rows have places of their own in the stream.
 #[derive(Clone, Copy)]
-struct DropoutOp {
-    stream: Stream,
-    p: f64,
+pub(crate) struct Drop {
+    /// The draws.
+    pub(crate) dropout: Dropout,
+    /// Elements of a row.
+    pub(crate) columns: usize,
+    /// Row r takes draws of row `row_step · r`.
+    pub(crate) row_step: usize,
 }
 
-impl DropoutOp {
-    fn apply<T: Element>(self, values: &mut [T]) {
-        if let Some(dropout) = Dropout::new(self.stream, self.p) {
-            dropout.row(0, values.len(), values);
+impl Drop {
+    /// `drop(x)`.
+    ///
+    /// # Errors
+    /// candle's.
+    pub(crate) fn apply(self, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op1(self)
+    }
+
+    /// `residual + drop(branch)`; gradients flow to both.
+    ///
+    /// # Errors
+    /// candle's.
+    pub(crate) fn add(self, branch: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        branch.contiguous()?.apply_op2(&residual.contiguous()?, self)
+    }
+
+    fn rows<T: Element>(self, values: &mut [T]) {
+        for (r, row) in values.chunks_mut(self.columns.max(1)).enumerate() {
+            self.dropout.row(r * self.row_step, self.columns, row);
         }
     }
 }
 
-impl CustomOp1 for DropoutOp {
+impl CustomOp1 for Drop {
     fn name(&self) -> &'static str {
         "dropout"
     }
@@ -58,18 +78,67 @@ impl CustomOp1 for DropoutOp {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(storage.dtype(), "dropout", T => {
             let mut y = elements::<T>(storage, layout)?.to_vec();
-            self.apply(&mut y);
+            self.rows(&mut y);
             Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
 
-    fn bwd(&self, arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        by_dtype!(arg.dtype(), "dropout", T => with_elements::<T, _>(&grad.contiguous()?, |grad| {
-            let mut dx = grad.to_vec();
-            self.apply(&mut dx);
-            tensor(dx, arg.dims())
-        }))
-        .map(Some)
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        Ok((site::drop((storage, layout), None, self)?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        grad.contiguous()?.apply_op1_no_bwd(self).map(Some)
+    }
+}
+
+impl CustomOp2 for Drop {
+    fn name(&self) -> &'static str {
+        "add_dropped"
+    }
+
+    fn cpu_fwd(
+        &self,
+        branch: &CpuStorage,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(branch.dtype(), "dropout", T => {
+            let mut y = elements::<T>(branch, layout)?.to_vec();
+            self.rows(&mut y);
+            add(&mut y, elements::<T>(residual, residual_layout)?);
+            Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        branch: &candle_core::CudaStorage,
+        layout: &Layout,
+        residual: &candle_core::CudaStorage,
+        residual_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let residual = Some((residual, residual_layout));
+        Ok((site::drop((branch, layout), residual, self)?, layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        branch: &Tensor,
+        residual: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let dropped = || grad.contiguous()?.apply_op1_no_bwd(self);
+        let d_branch = branch.track_op().then(dropped).transpose()?;
+        Ok((d_branch, residual.track_op().then(|| grad.clone())))
     }
 }
 
@@ -84,6 +153,13 @@ mod tests {
     #[test]
     fn gradients_match_central_differences() {
         check_gradients(&[wave(&[6, 7], 1.0)], |x| dropout(&x[0], 0.4, TRAIN, 1));
+    }
+
+    #[test]
+    fn gradients_of_a_residual_match_central_differences() {
+        let dropout = Dropout::new(Stream::new([3, 4], 1), 0.4).unwrap();
+        let drop = Drop { dropout, columns: 7, row_step: 3 };
+        check_gradients(&[wave(&[6, 7], 1.0), wave(&[6, 7], 0.5)], |x| drop.add(&x[0], &x[1]));
     }
 
     #[test]

@@ -9,7 +9,9 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDTyp
 use super::element::{
     Element, Matrix, add_rows, by_dtype, elements, matmul, tensor, with_elements,
 };
-use super::{Activation, is_fused};
+#[cfg(feature = "cuda")]
+use super::gpu::site;
+use super::{Activation, bias::sum_rows, has_kernels, is_fused};
 use crate::error::ModelError;
 use crate::params::{Init, ParamSpec, Params, Role};
 
@@ -46,6 +48,11 @@ impl Linear {
         })
     }
 
+    /// The layer over these two tensors, `[outputs, inputs]` and `[outputs]`.
+    pub(crate) fn over(weight: &Tensor, bias: &Tensor) -> Self {
+        Self { weight: weight.clone(), bias: bias.clone() }
+    }
+
     /// * `x`: `[..., inputs]`, at least two dimensions, dtype of the weight.
     /// * Gives `[..., outputs]`; gradients: `g = grad·act'`, `dx = g W`, `dW = gᵀ x`, `db = Σ_rows g`.
     ///
@@ -65,7 +72,7 @@ impl Linear {
     }
 
     fn forward_rows(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        if !is_fused(x) || x.dtype() != self.weight.dtype() {
+        if !has_kernels(x) || x.dtype() != self.weight.dtype() {
             let y = x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?;
             return activation.apply(&y);
         }
@@ -109,6 +116,25 @@ impl CustomOp3 for LinearOp {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        weight: &candle_core::CudaStorage,
+        weight_layout: &Layout,
+        bias: &candle_core::CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        let (rows, inputs) = x_layout.shape().dims2()?;
+        let (outputs, _) = weight_layout.shape().dims2()?;
+        let sizes = (1, rows, outputs, inputs);
+        let mut y = x.matmul(weight, sizes, x_layout, &weight_layout.transpose(0, 1)?)?;
+        let layout = Layout::contiguous((rows, outputs));
+        site::activate_in_place((&mut y, &layout), (bias, bias_layout), self.0)?;
+        Ok((y, Shape::from((rows, outputs))))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -118,6 +144,20 @@ impl CustomOp3 for LinearOp {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        if !is_fused(&grad) {
+            let grad = match self.0 {
+                Activation::Identity => grad,
+                activation => activation.back(y, &grad)?,
+            };
+            // Detached: the products would record a graph of their own.
+            let dx = || grad.matmul(&weight.detach());
+            let dweight = || grad.t()?.matmul(&x.detach());
+            return Ok((
+                x.track_op().then(dx).transpose()?,
+                weight.track_op().then(dweight).transpose()?,
+                bias.track_op().then(|| sum_rows(&grad)).transpose()?,
+            ));
+        }
         by_dtype!(x.dtype(), "linear", T => with_elements::<T, _>(&grad, |grad| {
             if self.0 == Activation::Identity {
                 return gradients(x, weight, bias, grad);

@@ -280,6 +280,13 @@ impl Dropout {
         (p > 0.0).then_some(Self { stream, threshold, scale: 1.0 / (1.0 - p) })
     }
 
+    /// What a kernel draws from: both words of key and stream, the threshold, the factor.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn words(self) -> ([u32; 2], [u32; 2], u32, f64) {
+        let (key, high) = self.stream.words();
+        (key, high, self.threshold, self.scale)
+    }
+
     /// x·m/(1-p) of one row in place; also the backward pass. Column c of row r takes draw c of that row, of rows of
     /// `width` columns, of which `x` are the first.
     pub(crate) fn row<T: Element>(self, row: usize, width: usize, x: &mut [T]) {

@@ -10,6 +10,34 @@ use super::sequences::Sequences;
 use crate::architecture::Inputs;
 use crate::error::ModelError;
 
+/// The tokens of a batch as they are given, with their shapes checked.
+pub(super) struct Given<'a> {
+    pub(super) ids: &'a Tensor,
+    pub(super) mask: Option<&'a Tensor>,
+    pub(super) types: Option<&'a Tensor>,
+    /// Number of sequences and their length.
+    pub(super) shape: (usize, usize),
+}
+
+impl<'a> Given<'a> {
+    pub(super) fn new(encoder: &Encoder, inputs: &'a Inputs<'_>) -> Result<Self, ModelError> {
+        let ids = inputs.get("input_ids")?;
+        let &[batch, width] = ids.dims() else { return Err(shape_error("input_ids", ids, "B,T")) };
+        if width > encoder.max_length() {
+            let wanted = format!("B,T with T up to {}", encoder.max_length());
+            return Err(shape_error("input_ids", ids, &wanted));
+        }
+        let optional = |name: &'static str| match inputs.optional(name) {
+            Some(tensor) if tensor.dims() != ids.dims() => {
+                Err(shape_error(name, tensor, &format!("{batch},{width}")))
+            }
+            found => Ok(found),
+        };
+        let (mask, types) = (optional("attention_mask")?, optional("token_type_ids")?);
+        Ok(Self { ids, mask, types, shape: (batch, width) })
+    }
+}
+
 /// The rows of a batch.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -27,20 +55,8 @@ impl Batch {
         inputs: &Inputs<'_>,
         is_packed: bool,
     ) -> Result<Self, ModelError> {
-        let ids = inputs.get("input_ids")?;
-        let &[batch, width] = ids.dims() else { return Err(shape_error("input_ids", ids, "B,T")) };
-        if width > encoder.max_length() {
-            let wanted = format!("B,T with T up to {}", encoder.max_length());
-            return Err(shape_error("input_ids", ids, &wanted));
-        }
-        let optional = |name: &'static str| -> Result<Option<Vec<i64>>, ModelError> {
-            let Some(tensor) = inputs.optional(name) else { return Ok(None) };
-            if tensor.dims() != ids.dims() {
-                return Err(shape_error(name, tensor, &format!("{batch},{width}")));
-            }
-            integers(tensor).map(Some)
-        };
-        let (mask, types) = (optional("attention_mask")?, optional("token_type_ids")?);
+        let Given { ids, mask, types, shape: (batch, width) } = Given::new(encoder, inputs)?;
+        let (mask, types) = (mask.map(integers).transpose()?, types.map(integers).transpose()?);
         let mut keep: Vec<bool> =
             mask.map_or_else(|| vec![true; batch * width], |m| m.iter().map(|&m| m != 0).collect());
         let is_packed = is_packed && keep.iter().step_by(width.max(1)).all(|&first| first);

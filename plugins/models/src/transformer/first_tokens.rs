@@ -8,27 +8,13 @@ use candle_core::Result;
 use rayon::prelude::*;
 
 use super::block::{Block, DOWN, KEY, OUTPUT, QUERY, Scratch, Sums, UP, VALUE};
-use super::config::Head;
 use super::kept::{Gradients, Kept};
-use super::outputs::Wanted;
 use super::pass::{Pass, Product, add_products, add_sums};
 use super::sequences::Sequences;
 use crate::layers::element::Element;
 use crate::layers::rows::add;
 
 impl<T: Element> Pass<'_, T> {
-    /// Whether of the last block's results only first tokens are read.
-    pub(super) fn reads_first_tokens(&self, wanted: &[Wanted]) -> bool {
-        let last = self.encoder.layers;
-        matches!(self.encoder.head, Head::Classification { .. })
-            && wanted.iter().all(|wanted| match *wanted {
-                Wanted::Logits | Wanted::Features | Wanted::WordEmbeddings => true,
-                Wanted::Hidden(block) | Wanted::Attention(block) | Wanted::Projection(block, _) => {
-                    block < last
-                }
-            })
-    }
-
     /// Rows of first tokens.
     fn first_rows(&self, x: &[T]) -> Vec<T> {
         let (dim, sequences) = (self.encoder.dim, &self.batch.sequences);

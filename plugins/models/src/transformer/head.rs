@@ -78,6 +78,17 @@ fn add_weight<T: Element>(to: Option<&mut [T]>, grad: &[T], x: &[T], inputs: usi
     matmul(to, g, Matrix::new(x, rows, inputs), true)
 }
 
+impl Encoder {
+    /// What follows the head's first layer.
+    pub(super) fn head_activation(&self) -> Activation {
+        match (self.head, self.family) {
+            (Head::MaskedLm, _) => self.activation,
+            (_, Family::DistilBert) => Activation::Relu,
+            _ => Activation::Tanh,
+        }
+    }
+}
+
 impl<T: Element> HeadPass<'_, T> {
     fn dim(&self) -> usize {
         self.encoder.dim
@@ -87,14 +98,6 @@ impl<T: Element> HeadPass<'_, T> {
         let Some(dropout) = dropout else { return };
         let dim = self.dim();
         rows.chunks_mut(dim).enumerate().for_each(|(i, row)| dropout.row(i, dim, row));
-    }
-
-    fn first_activation(&self) -> Activation {
-        match (self.encoder.head, self.encoder.family) {
-            (Head::MaskedLm, _) => self.encoder.activation,
-            (_, Family::DistilBert) => Activation::Relu,
-            _ => Activation::Tanh,
-        }
     }
 
     /// From the states after the last block.
@@ -113,7 +116,7 @@ impl<T: Element> HeadPass<'_, T> {
                 self.drop(self.dropouts[0], &mut kept.input);
                 kept.dense = linear(&kept.input, w[0], w[1])?;
                 kept.last = vec![T::of(0.0); kept.dense.len()];
-                activate(&mut kept.last, &kept.dense, self.first_activation());
+                activate(&mut kept.last, &kept.dense, self.encoder.head_activation());
                 outputs.features = Some(kept.last.clone());
                 if wants_logits {
                     self.drop(self.dropouts[1], &mut kept.last);
@@ -129,7 +132,7 @@ impl<T: Element> HeadPass<'_, T> {
                 kept.input = x.to_vec();
                 kept.dense = linear(x, w[0], w[1])?;
                 kept.last = vec![T::of(0.0); kept.dense.len()];
-                activate(&mut kept.last, &kept.dense, self.first_activation());
+                activate(&mut kept.last, &kept.dense, self.encoder.head_activation());
                 kept.normalized = vec![T::of(0.0); kept.dense.len()];
                 kept.scales = vec![T::of(0.0); self.sequences.rows()];
                 let (normalized, scales) = (&mut kept.normalized, &mut kept.scales);
@@ -174,7 +177,12 @@ impl<T: Element> HeadPass<'_, T> {
                     add(&mut grad, d_features);
                 }
                 let mut again = vec![T::of(0.0); grad.len()];
-                activate_backward(&mut grad, &mut again, &kept.dense, self.first_activation());
+                activate_backward(
+                    &mut grad,
+                    &mut again,
+                    &kept.dense,
+                    self.encoder.head_activation(),
+                );
                 add_weight(dense, &grad, &kept.input, dim)?;
                 if let Some(to) = dense_bias {
                     add_rows(to, &grad);
@@ -212,7 +220,12 @@ impl<T: Element> HeadPass<'_, T> {
                 let shift = shift.unwrap_or(spare_shift);
                 norm_backward(&mut grad, &kept.normalized, &kept.scales, w[2], scale, shift);
                 let mut again = vec![T::of(0.0); grad.len()];
-                activate_backward(&mut grad, &mut again, &kept.dense, self.first_activation());
+                activate_backward(
+                    &mut grad,
+                    &mut again,
+                    &kept.dense,
+                    self.encoder.head_activation(),
+                );
                 add_weight(dense, &grad, &kept.input, dim)?;
                 if let Some(to) = dense_bias {
                     add_rows(to, &grad);

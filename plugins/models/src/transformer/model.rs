@@ -1,19 +1,21 @@
-//! An encoder with its tensors: passes between candle's tensors and the slices of `pass.rs`.
+//! An encoder with its tensors: passes between candle's tensors and the slices of `pass.rs`, or those of `graph.rs` on
+//! another device than the CPU.
 //!
-//! Refuses tensors that are not in host memory, or not of f32 or f64. Invariant: a batch of which only outputs of whole
-//! sequences are wanted is computed without its padding.
+//! Refuses, on the CPU, tensors that are not of f32 or f64, elsewhere checkpointing. Invariant: on the CPU a batch of which
+//! only outputs of whole sequences are wanted is computed without its padding.
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Storage, Tensor, bail};
 
-use super::batch::{Batch, shape_error};
+use super::batch::{Batch, Given, shape_error};
 use super::config::{Encoder, Head};
+use super::graph::{Graph, Tokens};
 use super::outputs::Wanted;
 use super::pass::{ParamGrads, Pass, Record, Weights};
 use super::spares::Spares;
 use crate::architecture::{Grads, Inputs, Mode, Model, Recorded, Tape};
-use crate::error::ModelError;
+use crate::error::{ModelError, setting};
 use crate::layers::element::{Element, elements, with_elements};
 use crate::params::Params;
 
@@ -33,6 +35,9 @@ impl Transformer {
         let tensors = specs.iter().map(|spec| params.get(&spec.name, &spec.shape));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
         let names = specs.into_iter().map(|spec| spec.name).collect();
+        if encoder.checkpointing && !tensors.iter().all(|tensor| tensor.device().is_cpu()) {
+            return Err(setting("checkpointing", "is there on the CPU alone; leave it out"));
+        }
         Ok(Self(Arc::new(Inner { encoder, names, tensors, spares: Spares::default() })))
     }
 }
@@ -50,30 +55,60 @@ impl Inner {
         self.tensors.first().map_or(DType::F32, Tensor::dtype)
     }
 
-    fn bind(&self, inputs: &Inputs<'_>, wanted: &[&str], mode: Mode) -> Result<Bound, ModelError> {
+    /// Whether the passes of `pass.rs` serve it.
+    fn is_on_cpu(&self) -> bool {
+        self.tensors.iter().all(|tensor| tensor.device().is_cpu())
+    }
+
+    fn wanted(&self, names: &[&str]) -> Result<Vec<Wanted>, ModelError> {
         let parse = |name: &&str| {
             Wanted::parse(name, &self.encoder)
                 .ok_or_else(|| ModelError::UnknownOutput((*name).to_owned()))
         };
-        let wanted = wanted.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        names.iter().map(parse).collect()
+    }
+
+    /// `inputs_embeds` for sequences of this shape.
+    fn embeds(
+        &self,
+        inputs: &Inputs<'_>,
+        (rows, width): (usize, usize),
+    ) -> Result<Option<Tensor>, ModelError> {
+        let Some(embeds) = inputs.optional("inputs_embeds") else { return Ok(None) };
+        if embeds.dims() != [rows, width, self.encoder.dim] {
+            let wanted = format!("{rows},{width},{}", self.encoder.dim);
+            return Err(shape_error("inputs_embeds", embeds, &wanted));
+        }
+        Ok(Some(embeds.to_dtype(self.dtype())?.contiguous()?))
+    }
+
+    fn bind(&self, inputs: &Inputs<'_>, wanted: &[&str], mode: Mode) -> Result<Bound, ModelError> {
+        let wanted = self.wanted(wanted)?;
         let is_packed = !wanted.iter().any(|wanted| wanted.is_padded(&self.encoder));
         let batch = Batch::new(&self.encoder, inputs, is_packed)?;
-        let embeds = match inputs.optional("inputs_embeds") {
-            None => None,
-            Some(embeds) => {
-                let (rows, width) = batch.sequences.shape;
-                if embeds.dims() != [rows, width, self.encoder.dim] {
-                    let wanted = format!("{rows},{width},{}", self.encoder.dim);
-                    return Err(shape_error("inputs_embeds", embeds, &wanted));
-                }
-                Some(embeds.to_dtype(self.dtype())?.contiguous()?)
-            }
+        let embeds = self.embeds(inputs, batch.sequences.shape)?;
+        Ok(Bound { wanted, batch, embeds, key: mode.key() })
+    }
+
+    /// The outputs by way of candle's graph.
+    fn graph(
+        &self,
+        inputs: &Inputs<'_>,
+        names: &[&str],
+        mode: Mode,
+    ) -> Result<Vec<Tensor>, ModelError> {
+        let wanted = self.wanted(names)?;
+        let given = Given::new(&self.encoder, inputs)?;
+        let embeds = self.embeds(inputs, given.shape)?;
+        let tokens = Tokens::new(&given)?;
+        let graph = Graph {
+            encoder: &self.encoder,
+            weights: Weights::new(&self.encoder, self.tensors.iter().collect()),
+            tokens: &tokens,
+            embeds: embeds.as_ref(),
+            key: mode.key(),
         };
-        let key = match mode {
-            Mode::Train { key } => Some(key),
-            Mode::Eval => None,
-        };
-        Ok(Bound { wanted, batch, embeds, key })
+        pick(&wanted, &graph.forward(&wanted)?)
     }
 
     /// Calls `f` with a pass over the weights as they are now.
@@ -114,14 +149,7 @@ impl Inner {
             let shape = self.shape(wanted, bound.batch.sequences.shape);
             tensors.push((wanted, Tensor::from_vec(values, shape, &Device::Cpu)?));
         }
-        let pick = |wanted: &Wanted| {
-            tensors
-                .iter()
-                .find(|(w, _)| w == wanted)
-                .map(|(_, tensor)| tensor.clone())
-                .ok_or_else(|| ModelError::Config(format!("the pass did not compute {wanted:?}")))
-        };
-        Ok((bound.wanted.iter().map(pick).collect::<Result<_, _>>()?, record))
+        Ok((pick(&bound.wanted, &tensors)?, record))
     }
 
     fn shape(&self, wanted: Wanted, (batch, width): (usize, usize)) -> Vec<usize> {
@@ -140,6 +168,15 @@ impl Inner {
     }
 }
 
+/// The wanted ones of what was computed, in their order.
+fn pick(wanted: &[Wanted], found: &[(Wanted, Tensor)]) -> Result<Vec<Tensor>, ModelError> {
+    let find = |wanted: &Wanted| {
+        let tensor = found.iter().find(|(w, _)| w == wanted).map(|(_, tensor)| tensor.clone());
+        tensor.ok_or_else(|| ModelError::Config(format!("the pass did not compute {wanted:?}")))
+    };
+    wanted.iter().map(find).collect()
+}
+
 impl Model for Transformer {
     fn forward(
         &self,
@@ -147,6 +184,9 @@ impl Model for Transformer {
         wanted: &[&str],
         mode: Mode,
     ) -> Result<Vec<Tensor>, ModelError> {
+        if !self.0.is_on_cpu() {
+            return self.0.graph(inputs, wanted, mode);
+        }
         let bound = self.0.bind(inputs, wanted, mode)?;
         match self.0.dtype() {
             DType::F32 => Ok(self.0.run::<f32>(&bound, false)?.0),
@@ -160,6 +200,9 @@ impl Model for Transformer {
         wanted: &[&str],
         mode: Mode,
     ) -> Result<Option<Recorded>, ModelError> {
+        if !self.0.is_on_cpu() {
+            return Ok(None);
+        }
         let bound = self.0.bind(inputs, wanted, mode)?;
         let (outputs, record) = self.0.run::<f32>(&bound, true)?;
         let Some(record) = record else { return Ok(None) };

@@ -2,7 +2,7 @@
 //!
 //! Refuses numbers beyond the blocks. Invariant: an output has the name that `config.rs` gives its port.
 
-use super::config::Encoder;
+use super::config::{Encoder, Head};
 use super::pass::Pass;
 use crate::layers::element::Element;
 
@@ -47,13 +47,20 @@ impl Wanted {
     }
 
     /// Blocks that run whole, and whether the one after them runs up to its projections.
-    pub(super) fn depth(self, layers: usize) -> (usize, bool) {
+    fn depth(self, layers: usize) -> (usize, bool) {
         match self {
             Self::Logits | Self::Features => (layers, false),
             Self::WordEmbeddings => (0, false),
             Self::Hidden(number) => (number, false),
             Self::Attention(block) | Self::Projection(block, _) => (block - 1, true),
         }
+    }
+
+    /// Blocks that run whole for all of `wanted`, and whether the one after them runs up to its projections.
+    pub(super) fn reach(wanted: &[Self], layers: usize) -> (usize, bool) {
+        let depths = || wanted.iter().map(|wanted| wanted.depth(layers));
+        let depth = depths().map(|(whole, _)| whole).max().unwrap_or(0);
+        (depth, depths().any(|reach| reach == (depth, true)))
     }
 
     /// Whether it has a row for each place of the padded batch.
@@ -63,6 +70,19 @@ impl Wanted {
             Self::Features => false,
             _ => true,
         }
+    }
+}
+
+impl Encoder {
+    /// Whether of the last block's results only first tokens are read.
+    pub(super) fn reads_first_tokens(&self, wanted: &[Wanted]) -> bool {
+        matches!(self.head, Head::Classification { .. })
+            && wanted.iter().all(|wanted| match *wanted {
+                Wanted::Logits | Wanted::Features | Wanted::WordEmbeddings => true,
+                Wanted::Hidden(block) | Wanted::Attention(block) | Wanted::Projection(block, _) => {
+                    block < self.layers
+                }
+            })
     }
 }
 

@@ -21,22 +21,22 @@ use crate::layers::rows::{Dropout, add, affine};
 use crate::layers::transpose::transpose;
 use crate::random::Stream;
 
-/// Weights of an encoder in the order of its parameters.
+/// Weights of an encoder in the order of its parameters: slices, or tensors.
 #[derive(Clone)]
-pub(super) struct Weights<'a, T> {
-    pub(super) all: Vec<&'a [T]>,
+pub(super) struct Weights<W> {
+    pub(super) all: Vec<W>,
     /// Parameters before the first block.
     pub(super) embeddings: usize,
     layers: usize,
 }
 
-impl<'a, T> Weights<'a, T> {
-    pub(super) fn new(encoder: &Encoder, all: Vec<&'a [T]>) -> Self {
+impl<W: Copy> Weights<W> {
+    pub(super) fn new(encoder: &Encoder, all: Vec<W>) -> Self {
         let embeddings = if encoder.token_types > 0 { 5 } else { 4 };
         Self { all, embeddings, layers: encoder.layers }
     }
 
-    pub(super) fn norm(&self) -> (&'a [T], &'a [T]) {
+    pub(super) fn norm(&self) -> (W, W) {
         (self.all[self.embeddings - 2], self.all[self.embeddings - 1])
     }
 
@@ -44,12 +44,12 @@ impl<'a, T> Weights<'a, T> {
         self.embeddings + layer * BLOCK
     }
 
-    fn block(&self, layer: usize) -> &[&'a [T]] {
+    pub(super) fn block(&self, layer: usize) -> &[W] {
         let first = self.first_of_block(layer);
         &self.all[first..first + BLOCK]
     }
 
-    fn head(&self) -> &[&'a [T]] {
+    pub(super) fn head(&self) -> &[W] {
         &self.all[self.first_of_block(self.layers)..]
     }
 }
@@ -60,7 +60,7 @@ pub(super) type ParamGrads<'a, T> = Vec<Option<&'a mut [T]>>;
 /// One pass over one batch.
 pub(super) struct Pass<'a, T> {
     pub(super) encoder: &'a Encoder,
-    pub(super) weights: Weights<'a, T>,
+    pub(super) weights: Weights<&'a [T]>,
     pub(super) batch: &'a Batch,
     /// Source of dropout in training.
     pub(super) key: Option<[u64; 2]>,
@@ -212,9 +212,7 @@ impl<'a, T: Element> Pass<'a, T> {
         record: bool,
     ) -> Result<Forward<T>> {
         let encoder = self.encoder;
-        let depths = wanted.iter().map(|wanted| wanted.depth(encoder.layers));
-        let depth = depths.clone().map(|(whole, _)| whole).max().unwrap_or(0);
-        let is_partial = depths.into_iter().any(|reach| reach == (depth, true));
+        let (depth, is_partial) = Wanted::reach(wanted, encoder.layers);
         let mut outputs: Vec<(Wanted, Vec<T>)> = Vec::new();
         if wanted.contains(&Wanted::WordEmbeddings) {
             outputs.push((Wanted::WordEmbeddings, self.words(embeds)));
@@ -227,7 +225,7 @@ impl<'a, T: Element> Pass<'a, T> {
         let first = if is_kept { x.clone() } else { Vec::new() };
         let sequences = &self.batch.sequences;
         let firsts = || sequences.firsts().filter(|_| depth == encoder.layers);
-        let top = if self.reads_first_tokens(wanted) { firsts() } else { None };
+        let top = if encoder.reads_first_tokens(wanted) { firsts() } else { None };
         let (mut all, mut inputs) = (Vec::new(), Vec::new());
         for layer in 0..depth + usize::from(is_partial) {
             let number = layer + 1;

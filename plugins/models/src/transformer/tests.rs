@@ -11,9 +11,9 @@ use crate::architecture::{Architecture, Inputs};
 use crate::layers::Activation;
 use crate::params::Role;
 
-const KEY: [u64; 2] = [3, 4];
+pub(super) const KEY: [u64; 2] = [3, 4];
 
-fn encoder(family: Family, head: Head) -> Encoder {
+pub(super) fn encoder(family: Family, head: Head) -> Encoder {
     Encoder {
         family,
         head,
@@ -36,12 +36,13 @@ fn encoder(family: Family, head: Head) -> Encoder {
     }
 }
 
-const CLASSIFY: Head = Head::Classification { classes: 3 };
-const HEADS: [Head; 4] = [CLASSIFY, Head::Tokens { classes: 3 }, Head::MaskedLm, Head::Embedding];
-const FAMILIES: [Family; 3] = [Family::Bert, Family::Roberta, Family::DistilBert];
+pub(super) const CLASSIFY: Head = Head::Classification { classes: 3 };
+pub(super) const HEADS: [Head; 4] =
+    [CLASSIFY, Head::Tokens { classes: 3 }, Head::MaskedLm, Head::Embedding];
+pub(super) const FAMILIES: [Family; 3] = [Family::Bert, Family::Roberta, Family::DistilBert];
 
 /// Weights that are large enough for every part to matter.
-fn weights(encoder: &Encoder) -> Vec<Vec<f64>> {
+pub(super) fn weights(encoder: &Encoder) -> Vec<Vec<f64>> {
     let specs = encoder.params().unwrap();
     let values = |(i, spec): (usize, &crate::ParamSpec)| {
         let shift = if spec.name.to_lowercase().contains("norm.weight") { 1.0 } else { 0.0 };
@@ -53,7 +54,7 @@ fn weights(encoder: &Encoder) -> Vec<Vec<f64>> {
 }
 
 /// Three sequences of lengths 5, 2 and 4; padding has id 1.
-fn inputs() -> Inputs<'static> {
+pub(super) fn inputs() -> Inputs<'static> {
     let ids = [[7i64, 3, 9, 2, 4], [5, 8, 1, 1, 1], [10, 0, 6, 6, 1]];
     let mask = ids.map(|row| row.map(|id| i64::from(id != 1)));
     let types = ids.map(|row| row.map(|id| i64::from(id % 2 == 0)));
@@ -65,22 +66,22 @@ fn inputs() -> Inputs<'static> {
     ])
 }
 
-fn wave(count: usize) -> Vec<f64> {
+pub(super) fn wave(count: usize) -> Vec<f64> {
     (0..count).map(|i| (1.0 + 2.399_963 * i as f64).sin()).collect()
 }
 
-struct Case {
-    encoder: Encoder,
-    batch: Batch,
-    wanted: Vec<Wanted>,
-    embeds: Option<Vec<f64>>,
-    key: Option<[u64; 2]>,
+pub(super) struct Case {
+    pub(super) encoder: Encoder,
+    pub(super) batch: Batch,
+    pub(super) wanted: Vec<Wanted>,
+    pub(super) embeds: Option<Vec<f64>>,
+    pub(super) key: Option<[u64; 2]>,
     /// Passes share buffers, so a stale element would show.
-    spares: Spares,
+    pub(super) spares: Spares,
 }
 
 impl Case {
-    fn new(encoder: Encoder, names: &[&str]) -> Self {
+    pub(super) fn new(encoder: Encoder, names: &[&str]) -> Self {
         let wanted = names.iter().map(|name| Wanted::parse(name, &encoder).expect(name));
         let wanted: Vec<_> = wanted.collect();
         let is_packed = !wanted.iter().any(|w| w.is_padded(&encoder));
@@ -100,7 +101,11 @@ impl Case {
         }
     }
 
-    fn outputs(&self, weights: &[Vec<f64>], embeds: Option<&[f64]>) -> Vec<(Wanted, Vec<f64>)> {
+    pub(super) fn outputs(
+        &self,
+        weights: &[Vec<f64>],
+        embeds: Option<&[f64]>,
+    ) -> Vec<(Wanted, Vec<f64>)> {
         let (found, _) = self.pass(weights).forward(&self.wanted, embeds, false).unwrap();
         self.wanted.iter().map(|w| found.iter().find(|(f, _)| f == w).unwrap().clone()).collect()
     }
@@ -114,7 +119,7 @@ impl Case {
     }
 
     /// Gradients of the objective, parameters first, then `inputs_embeds`.
-    fn gradients(&self, weights: &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec<f64>) {
+    pub(super) fn gradients(&self, weights: &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec<f64>) {
         let pass = self.pass(weights);
         let (found, record) = pass.forward(&self.wanted, self.embeds.as_deref(), true).unwrap();
         let waves: Vec<_> = found.iter().map(|(w, values)| (*w, wave(values.len()))).collect();
@@ -165,7 +170,7 @@ impl Case {
 }
 
 /// The outputs of a head that are there.
-fn tops(head: Head) -> &'static [&'static str] {
+pub(super) fn tops(head: Head) -> &'static [&'static str] {
     match head {
         Head::Classification { .. } => &["logits", "features"],
         Head::Embedding => &["features"],
@@ -278,9 +283,8 @@ fn first_tokens_alone_give_what_the_whole_block_gives() {
             let near = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
             let logits = short.outputs(&weights, None);
             assert!(near(&logits[0].1, &whole.outputs(&weights, None)[0].1), "{family:?}");
-            let pass = short.pass(&weights);
-            assert!(pass.reads_first_tokens(&short.wanted));
-            assert!(!whole.pass(&weights).reads_first_tokens(&whole.wanted));
+            assert!(encoder.reads_first_tokens(&short.wanted));
+            assert!(!encoder.reads_first_tokens(&whole.wanted));
             // Cotangents of logits alone on both sides.
             let grads = |case: &Case| {
                 let pass = case.pass(&weights);
