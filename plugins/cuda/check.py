@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ["losses", "schedulers", "students", "teachers"]
+# Models that compute on GPUs.
+ON_GPUS = {"limbeck.cnn", "limbeck.mlp"}
 # What a machine without CUDA has.
 ALLOWED = re.compile(r"(libc|libm|libgcc_s|libstdc\+\+|ld-linux-x86-64|libpthread|libdl)\.so\.\d+")
 # Rounding of another compilation of the same code over two hundred steps of Adam; most runs are equal to the bit.
@@ -124,6 +126,24 @@ def agree(name, pipeline, plain, cuda, folder):
     print(f"{name:26} {len(a)} steps, losses within {worst:.1e}, weights {same}")
 
 
+def devices(cuda):
+    """What the build says of itself: the plugins that compute on GPUs, and no others."""
+    code, out, err = output(cuda / "limbeck", "--json", "plugin", "list")
+    if code:
+        fail(f"plugin list: exit {code}\n{err}")
+    listed = [row["id"] for row in map(json.loads, out.splitlines()) if row.get("kind") in ("student", "teacher", "scheduler")]
+    found = set()
+    for plugin in listed:
+        code, out, err = output(cuda / "limbeck", "--json", "plugin", "info", plugin)
+        if code:
+            fail(f"plugin info {plugin}: exit {code}\n{err}")
+        if "cuda" in json.loads(out)["devices"]:
+            found.add(plugin)
+    if found != ON_GPUS or len(listed) < 10:
+        fail(f"of {len(listed)} plugins, {sorted(found)} compute on GPUs, not {sorted(ON_GPUS)}")
+    print(f"on GPUs: {' '.join(sorted(found))}, and losses")
+
+
 def refused(cuda, folder):
     text = (ROOT / "pipelines/digits.yaml").read_text()
     (folder / "data").symlink_to(ROOT / "pipelines/data")
@@ -138,6 +158,7 @@ def refused(cuda, folder):
 def main():
     plain, cuda = (Path(p).resolve() for p in sys.argv[1:3])
     files(cuda)
+    devices(cuda)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         agree("digits", ROOT / "pipelines/digits.yaml", plain, cuda, folder)

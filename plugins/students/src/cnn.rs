@@ -100,6 +100,7 @@ pub(crate) struct Cnn(Built);
 impl CandleStudent for Cnn {
     const ID: &'static str = "limbeck.cnn";
     const SUMMARY: &'static str = "small convolutional network on images";
+    const DEVICES: &'static [i32] = limbeck_sdk::candle::BUILT_FOR;
     type Config = Settings;
 
     fn check(settings: &Settings) -> Result<()> {

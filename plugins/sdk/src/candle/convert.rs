@@ -1,9 +1,12 @@
 //! Between views and candle tensors: copies in, exports without copy out, gradients into host buffers.
 //!
-//! CPU only: a device that this build cannot serve is refused, never silently replaced.
+//! On a GPU everything is ordered by the stream of the call and nothing waits. A device that this build cannot serve is
+//! refused, never silently replaced.
 
-use crate::{DType, Error, GradView, Output, Result, View};
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor};
+use super::gpu;
+use crate::vector::Vector;
+use crate::{Context, DType, Error, GradView, Output, Result, View};
+use candle_core::{CpuStorage, Device, DeviceLocation, InplaceOp1, Layout, Storage, Tensor};
 use half::{bf16, f16};
 use limbeck_abi as abi;
 use std::cell::Cell;
@@ -28,9 +31,18 @@ pub(super) fn dtype(dtype: candle_core::DType) -> Result<DType> {
 pub(super) fn device(device: abi::DLDevice) -> Result<Device> {
     match device.device_type {
         abi::DL_CPU => Ok(Device::Cpu),
-        other => Err(Error::unsupported(format!(
-            "device type {other}: this library was built for the CPU"
-        ))),
+        abi::DL_CUDA => gpu::device(device.device_id),
+        other => Err(Error::unsupported(format!("device type {other}"))),
+    }
+}
+
+/// Where a candle device is, at the boundary.
+pub(super) fn place(device: &Device) -> abi::DLDevice {
+    match device.location() {
+        DeviceLocation::Cuda { gpu_id } => {
+            abi::DLDevice { device_type: abi::DL_CUDA, device_id: gpu_id as i32 }
+        }
+        _ => abi::DLDevice::CPU,
     }
 }
 
@@ -38,7 +50,54 @@ fn sizes(view: &View<'_>) -> Vec<usize> {
     view.shape().iter().map(|d| (*d).max(0) as usize).collect()
 }
 
-/// A copy of a view in its own element type.
+fn candle_dtype(dtype: DType) -> candle_core::DType {
+    match dtype {
+        DType::F32 => candle_core::DType::F32,
+        DType::F64 => candle_core::DType::F64,
+        DType::F16 => candle_core::DType::F16,
+        DType::BF16 => candle_core::DType::BF16,
+        DType::I64 => candle_core::DType::I64,
+        DType::I32 => candle_core::DType::I32,
+        DType::U8 => candle_core::DType::U8,
+        DType::U32 => candle_core::DType::U32,
+    }
+}
+
+/// A copy of a view on the model's device, in its own element type; from a GPU it is made there by the host.
+pub(super) fn input(view: &View<'_>, device: &Device, context: &Context<'_>) -> Result<Tensor> {
+    if view.device() == abi::DLDevice::CPU {
+        return tensor(view, device);
+    }
+    // SAFETY: the copy below writes every element, in the stream's order, before candle reads one.
+    let copy = unsafe { Tensor::empty(sizes(view), candle_dtype(view.dtype()), device) }?;
+    if view.elements() > 0 {
+        with_abi(&copy, |to| context.copy(to, view.abi()))??;
+    }
+    Ok(copy)
+}
+
+/// Calls `f` with a contiguous tensor as the contract sees it.
+fn with_abi<R>(tensor: &Tensor, f: impl FnOnce(&abi::Tensor) -> R) -> Result<R> {
+    let mut shape: Vec<i64> = tensor.dims().iter().map(|d| *d as i64).collect();
+    let mut strides = crate::views::contiguous_strides(&shape);
+    let view = abi::Tensor {
+        name: abi::Str::EMPTY,
+        t: abi::DLTensor {
+            data: address(tensor)?,
+            device: place(tensor.device()),
+            ndim: shape.len() as i32,
+            dtype: dtype(tensor.dtype())?.dl(),
+            shape: shape.as_mut_ptr(),
+            strides: strides.as_mut_ptr(),
+            byte_offset: 0,
+        },
+        flags: 0,
+        reserved: 0,
+    };
+    Ok(f(&view))
+}
+
+/// A copy of a view in CPU memory, in its own element type.
 pub(super) fn tensor(view: &View<'_>, device: &Device) -> Result<Tensor> {
     let shape = sizes(view);
     Ok(match view.dtype() {
@@ -82,9 +141,21 @@ impl InplaceOp1 for Address {
         });
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &mut candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let Some((start, _)) = layout.contiguous_offsets() else {
+            candle_core::bail!("address of a tensor that is not contiguous")
+        };
+        self.0.set(gpu::address(storage, start)?);
+        Ok(())
+    }
 }
 
-/// Address of the first element of a contiguous CPU tensor. It holds as long as the storage lives: candle writes
+/// Address of the first element of a contiguous tensor. It holds as long as the storage lives: candle writes
 /// variables in place.
 pub(super) fn address(tensor: &Tensor) -> Result<*mut c_void> {
     let address = Address(Cell::new(std::ptr::null_mut()));
@@ -103,8 +174,9 @@ pub(super) fn output(tensor: &Tensor, not_these: &[*mut c_void]) -> Result<Outpu
         data = address(&tensor)?;
     }
     let shape = tensor.dims().to_vec();
+    let place = place(tensor.device());
     // SAFETY: contiguous memory of the tensor that the box keeps alive; nothing writes it in place.
-    Ok(unsafe { Output::from_raw(data, dtype, abi::DLDevice::CPU, &shape, Box::new(tensor)) })
+    Ok(unsafe { Output::from_raw(data, dtype, place, &shape, Box::new(tensor)) })
 }
 
 /// Calls `f` with the elements of a contiguous f32 or f64 CPU tensor.
@@ -126,7 +198,15 @@ fn with_values<R>(
 }
 
 /// Writes or accumulates a gradient; `None` is exact zero.
-pub(super) fn put_grad(mut to: GradView<'_>, scale: f64, grad: Option<&Tensor>) -> Result<()> {
+pub(super) fn put_grad(
+    mut to: GradView<'_>,
+    scale: f64,
+    grad: Option<&Tensor>,
+    context: &Context<'_>,
+) -> Result<()> {
+    if to.device() != abi::DLDevice::CPU {
+        return put_on_device(&to, scale, grad, context);
+    }
     let Some(grad) = grad else { return to.put_zeros() };
     let grad = match grad.dtype() {
         candle_core::DType::F32 | candle_core::DType::F64 => grad.clone(),
@@ -140,6 +220,25 @@ pub(super) fn put_grad(mut to: GradView<'_>, scale: f64, grad: Option<&Tensor>) 
     }
     let (mut first, mut second) = (to, to);
     with_values(&grad, |v| first.put(scale, v), |v| second.put(scale, v))?
+}
+
+/// As [`put_grad`], by the device's `lmb.vector/1`.
+fn put_on_device(
+    to: &GradView<'_>,
+    scale: f64,
+    grad: Option<&Tensor>,
+    context: &Context<'_>,
+) -> Result<()> {
+    let (vector, target) = (Vector::new(context)?, [to.abi()]);
+    match grad {
+        None if to.accumulate() => Ok(()),
+        None => vector.scale(0.0, &target),
+        Some(grad) => {
+            let keep = if to.accumulate() { 1.0 } else { 0.0 };
+            let add = |x: &abi::Tensor| vector.axpby(scale, std::slice::from_ref(x), keep, &target);
+            with_abi(&grad.detach().contiguous()?, add)?
+        }
+    }
 }
 
 fn put_f32(to: &mut [f32], scale: f32, values: &[f32], add: bool) -> bool {

@@ -171,7 +171,7 @@ fn put_grads(
             Some(grad) if by_rows(port, kept, rows) => {
                 put_rows(&to, call.grad_factor(), grad, kept)?
             }
-            grad => convert::put_grad(to, call.grad_factor(), grad)?,
+            grad => convert::put_grad(to, call.grad_factor(), grad, call.context())?,
         }
     }
     Ok(())

@@ -3,6 +3,11 @@
 //! Feature `candle`. Only detached tensors leave a call, so no graph outlives its tape.
 
 mod convert;
+#[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_gpu.rs"]
+mod gpu;
 mod loss;
 mod model;
 mod student;
@@ -10,6 +15,7 @@ mod teacher;
 mod weights;
 
 pub use candle_core::{self, D, DType as CandleDType, Device, Result as Candle, Tensor, Var};
+pub use gpu::BUILT_FOR;
 pub use loss::{CandleLoss, Inputs, LossAdapter};
 pub use model::{GradSlot, ModelCall, Outputs, OwnBackward};
 pub use student::{CandleStudent, StudentAdapter};

@@ -125,7 +125,10 @@ pub(super) fn prepare<'a>(
     let mut vars = Vec::new();
     for (i, port) in ports.inputs().enumerate() {
         let tensor = match call.inputs().get(i)? {
-            Some(view) => Some(convert::tensor(&view, device).map_err(|e| e.tensor(port.name()))?),
+            Some(view) => {
+                let copied = convert::input(&view, device, call.context());
+                Some(copied.map_err(|e| e.tensor(port.name()))?)
+            }
             None => None,
         };
         let var = match &tensor {

@@ -25,6 +25,8 @@ pub trait CandleStudent: Send + Sized + 'static {
     const SUMMARY: &'static str = "";
     /// See [`crate::Loss::FEATURES`].
     const FEATURES: &'static [&'static str] = &["deterministic"];
+    /// [`super::BUILT_FOR`] if every operation of the model has a CUDA half too.
+    const DEVICES: &'static [i32] = &[limbeck_abi::DL_CPU];
     /// Offers `folder_config`.
     const FOLDER: bool = false;
     /// Settings: what stands under `with`.
@@ -111,6 +113,7 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
     const ID: &'static str = T::ID;
     const SUMMARY: &'static str = T::SUMMARY;
     const FEATURES: &'static [&'static str] = T::FEATURES;
+    const DEVICES: &'static [i32] = T::DEVICES;
     const FOLDER: bool = T::FOLDER;
     type Config = T::Config;
     type Tape = Tape;
@@ -188,7 +191,7 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
         for (i, entry) in live.entries.values().enumerate() {
             let Some(to) = call.param_grad(i)? else { continue };
             let grad = entry.trainable.then(|| grads.get(entry.var.as_tensor())).flatten();
-            convert::put_grad(to, 1.0, grad)?;
+            convert::put_grad(to, 1.0, grad, call.context())?;
         }
         for i in 0..ports.inputs().count() {
             let Some(to) = call.input_grad(i)? else { continue };
@@ -197,7 +200,7 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
                 .get(i)
                 .and_then(Option::as_ref)
                 .and_then(|var| grads.get(var.as_tensor()));
-            convert::put_grad(to, 1.0, grad)?;
+            convert::put_grad(to, 1.0, grad, call.context())?;
         }
         Ok(())
     }
@@ -282,7 +285,7 @@ fn cotangents(
             let message = format!("a cotangent for `{name}`, which the forward pass did not give");
             return Err(Error::invalid_argument(message).tensor(name));
         };
-        let cotangent = convert::tensor(&view, device)?.to_dtype(output.dtype())?;
+        let cotangent = convert::input(&view, device, call.context())?.to_dtype(output.dtype())?;
         if cotangent.dims() != output.dims() {
             let message =
                 format!("cotangent {:?} for an output {:?}", cotangent.dims(), output.dims());
@@ -305,6 +308,14 @@ impl CustomOp1 for Seed {
     }
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        Ok((super::gpu::zero(storage)?, Shape::from(())))
     }
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
         Ok(Some(self.cotangent.clone()))

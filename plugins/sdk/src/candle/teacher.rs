@@ -19,6 +19,8 @@ pub trait CandleTeacher: Send + Sized + 'static {
     const SUMMARY: &'static str = "";
     /// See [`crate::Loss::FEATURES`].
     const FEATURES: &'static [&'static str] = &["deterministic"];
+    /// [`super::BUILT_FOR`] if every operation of the model has a CUDA half too.
+    const DEVICES: &'static [i32] = &[limbeck_abi::DL_CPU];
     /// Settings: what stands under `with`.
     type Config: Settings;
 
@@ -64,6 +66,7 @@ impl<T: CandleTeacher> Teacher for TeacherAdapter<T> {
     const ID: &'static str = T::ID;
     const SUMMARY: &'static str = T::SUMMARY;
     const FEATURES: &'static [&'static str] = T::FEATURES;
+    const DEVICES: &'static [i32] = T::DEVICES;
     type Config = T::Config;
 
     fn new(config: T::Config, _: &Host) -> Result<Self> {

@@ -266,7 +266,7 @@ pub(super) fn parameters(entries: &BTreeMap<String, Entry>) -> Result<Vec<Parame
             name: name.clone(),
             shape: entry.var.dims().iter().map(|d| *d as i64).collect(),
             dtype,
-            device: limbeck_abi::DLDevice::CPU,
+            device: convert::place(entry.var.device()),
             data: convert::address(entry.var.as_tensor())?,
             tied_to: entry.tied_to.clone(),
             trainable: entry.trainable,

@@ -77,6 +77,23 @@ impl<'a> GradView<'a> {
     pub fn as_mut_ptr(&self) -> *mut c_void {
         self.raw.data
     }
+    /// The struct of the contract, valid as long as the call.
+    pub fn abi(&self) -> abi::Tensor {
+        abi::Tensor {
+            name: abi::Str::new(self.raw.name),
+            t: abi::DLTensor {
+                data: self.raw.data,
+                device: self.raw.device,
+                ndim: self.raw.shape.len() as i32,
+                dtype: self.raw.dtype.dl(),
+                shape: self.raw.shape.as_ptr().cast_mut(),
+                strides: self.raw.strides.as_ptr().cast_mut(),
+                byte_offset: 0,
+            },
+            flags: self.raw.flags,
+            reserved: 0,
+        }
+    }
     /// Rows, width, row stride, column stride (in elements), as [`View::rows`] sees a matrix.
     ///
     /// # Errors
