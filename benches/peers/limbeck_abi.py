@@ -75,7 +75,7 @@ class LossCall(c.Structure):
 class Activate(c.Structure):
     _fields_ = [
         ("struct_size", c.c_uint64), ("ctx", c.POINTER(Ctx)), ("work_dir", Str), ("rank", c.c_uint32),
-        ("world_size", c.c_uint32),
+        ("world_size", c.c_uint32), ("param_dtype", DataType), ("reserved", c.c_uint32),
     ]
 
 

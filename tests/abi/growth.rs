@@ -119,6 +119,8 @@ fn drive(plugin: &Path, new_host: bool) -> Outcome {
             work_dir: abi::Str::EMPTY,
             rank: 0,
             world_size: 1,
+            param_dtype: abi::DLDataType::F32,
+            reserved: 0,
         };
         assert_eq!(
             ((*instance).activate)(instance, &raw const activate, slot.as_error()),

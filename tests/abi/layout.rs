@@ -52,7 +52,7 @@ fn rust_layouts() -> Vec<Layout> {
         "lmb_device" = Device {
             struct_size, device_type, reserved, count, describe, open, alloc, free, clear, upload, download, copy,
         }
-        "lmb_activate" = Activate { struct_size, ctx, work_dir, rank, world_size }
+        "lmb_activate" = Activate { struct_size, ctx, work_dir, rank, world_size, param_dtype, reserved }
         "lmb_plugin" = Plugin {
             struct_size, this as self, get_interface, ports, activate, deactivate, state_save, state_load, destroy,
         }

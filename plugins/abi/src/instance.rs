@@ -1,7 +1,8 @@
 //! Plugin instances and the interfaces of teachers, students and losses.
 
 use crate::{
-    Ctx, DLManagedTensorVersioned, Error, Param, Port, Reader, Status, Str, Tape, Tensor, Writer,
+    Ctx, DLDataType, DLManagedTensorVersioned, Error, Param, Port, Reader, Status, Str, Tape,
+    Tensor, Writer,
 };
 use core::ffi::c_void;
 
@@ -27,6 +28,10 @@ pub struct Activate {
     pub rank: u32,
     /// Number of processes.
     pub world_size: u32,
+    /// Students with the feature `bf16`: type of their trainable parameters.
+    pub param_dtype: DLDataType,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// `lmb_plugin`: one live instance.
@@ -238,7 +243,7 @@ macro_rules! tables {
 tables! { Teacher Student Folder Loss }
 
 const _: () = {
-    assert!(size_of::<Activate>() == 40);
+    assert!(size_of::<Activate>() == 48);
     assert!(size_of::<Plugin>() == 72);
     assert!(size_of::<Forward>() == 72);
     assert!(size_of::<Teacher>() == 24);

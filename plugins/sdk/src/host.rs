@@ -247,6 +247,13 @@ impl<'a> Activation<'a> {
     pub fn world_size(&self) -> u32 {
         self.raw.world_size
     }
+    /// Type that the trainable parameters of a student with the feature `bf16` have: f32 or bf16.
+    pub fn param_dtype(&self) -> DType {
+        let end = std::mem::offset_of!(abi::Activate, param_dtype) + size_of::<abi::DLDataType>();
+        let known = self.raw.struct_size >= end as u64;
+        let asked = known.then(|| DType::from_dl(self.raw.param_dtype)).flatten();
+        asked.filter(|dtype| *dtype == DType::BF16).unwrap_or(DType::F32)
+    }
 }
 
 impl<'a> std::ops::Deref for Activation<'a> {

@@ -79,6 +79,7 @@ pub(crate) struct Mlp(Built);
 impl CandleStudent for Mlp {
     const ID: &'static str = "limbeck.mlp";
     const SUMMARY: &'static str = "multilayer perceptron on rows of numbers";
+    const FEATURES: &'static [&'static str] = &["deterministic", "bf16"];
     const DEVICES: &'static [i32] = limbeck_sdk::candle::BUILT_FOR;
     type Config = Settings;
 

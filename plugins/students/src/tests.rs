@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use limbeck_sdk::Column;
 use limbeck_sdk::candle::StudentAdapter;
 use limbeck_sdk::serde_json::{Value, json};
 use limbeck_sdk::testing::{Flags, MockHost, MockInstance, MockParam};
+use limbeck_sdk::{Column, DType};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 use crate::cnn::Cnn;
@@ -149,6 +149,39 @@ fn gradients_match_differences_under_dropout_and_batch_statistics() {
     settings["dropout"] = json!(0.3);
     check_vjp(&mlp(&settings, [1, 2]), &[7, 6], &["logits"], TRAIN);
     check_vjp(&cnn(&cnn_settings(), [1, 2]), &[5, 1, 4, 4], &["logits"], TRAIN);
+}
+
+#[test]
+fn bf16_parameters_give_outputs_and_gradients_of_f32_ones_up_to_rounding() {
+    let settings = mlp_settings().to_string();
+    let mut small = MockHost::new().student::<StudentAdapter<Mlp>>(&settings).unwrap();
+    small.activate_in(DType::BF16, [1, 2]).unwrap();
+    let whole = mlp(&mlp_settings(), [1, 2]);
+    let (rounded, params) = (small.params().unwrap(), whole.params().unwrap());
+    assert!(rounded.iter().all(|p| p.dtype == DType::BF16));
+    for (from, to) in rounded.iter().zip(&params) {
+        to.set(&from.values().unwrap()).unwrap();
+    }
+    whole.params_changed().unwrap();
+    let pass = |student: &MockInstance| {
+        let (outputs, tape) =
+            student.forward(&pixels(&[7, 6]), &["logits", "hidden.1"], ALL, [9, 9]).unwrap();
+        let cotangents: Vec<Column> = outputs.iter().map(|o| wave(o.name(), o.shape())).collect();
+        let mut grads = buffers(&params);
+        let input = Column::new("pixel_values", &[7, 6], &[f32::NAN; 42]).unwrap();
+        let mut input_grads = vec![Some((input, false))];
+        student.backward(tape.unwrap(), &cotangents, &mut grads, &mut input_grads).unwrap();
+        let all = grads.into_iter().chain(input_grads).flatten().map(|(column, _)| column);
+        outputs.into_iter().chain(all).collect::<Vec<_>>()
+    };
+    let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    for (a, b) in pass(&small).iter().zip(&pass(&whole)) {
+        let (a_values, b_values) = (values(a), values(b));
+        let apart: Vec<f64> = a_values.iter().zip(&b_values).map(|(a, b)| a - b).collect();
+        // Each of three products rounds its operands and itself: a few units of 2^-9 of terms of about 1, which may cancel.
+        assert!(norm(&apart) < 2e-2 * norm(&b_values).max(1.0), "{}: {}", b.name(), norm(&apart));
+        assert!(norm(&apart) > 0.0, "{} was computed in f32", b.name());
+    }
 }
 
 #[test]

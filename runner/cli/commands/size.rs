@@ -69,15 +69,19 @@ fn memory(inputs: &Inputs, train: &TrainPlan, loaded: &LoadedStage) -> Option<Si
         OptimizerKind::Adamw { .. } => 2,
         OptimizerKind::Sgd { momentum } => u64::from(momentum > 0.0),
     };
-    let params = held / train.dtype.bytes() as u64;
-    let optimizer = params * DType::F32.bytes() as u64 * (moments + 1);
+    // Estimates are of f32; 16-bit parameters have an f32 master, which counts as one moment more.
+    let single = DType::F32.bytes() as u64;
+    let params = held / single;
+    let masters = u64::from(train.dtype != DType::F32);
+    let optimizer = params * single * (moments + 1 + masters);
+    let trained = params * train.dtype.bytes() as u64;
     let copies = held * loaded.snapshots.len() as u64;
     let kept = (train.checkpoint.keep_last + train.checkpoint.keep_best) as u64;
-    let moments_on_disk = params * DType::F32.bytes() as u64 * moments;
+    let moments_on_disk = params * single * moments;
     Some(Size {
         steps: None,
         params: Some(params),
-        peak: Some(held + extra + teachers + optimizer + copies),
+        peak: Some(trained + extra + teachers + optimizer + copies),
         disk: Some((held + moments_on_disk + copies) * kept + held),
     })
 }

@@ -220,11 +220,14 @@ fn environment(plan: &Plan, inputs: Option<&Inputs>, shell: &Shell) -> Line {
     let threads = crate::startup::threads(shell.global.threads);
     let cpu = format!("cpu, {threads} thread{}", plural(threads));
     let device = match (inputs.map(|i| i.loaded.place(plan.device)), plan.device) {
-        (Some(Ok(place)), _) => match &place.why_not {
-            _ if place.gpu.is_some() => place.to_string(),
-            Some(why) if is_served() => format!("{cpu}, no GPU ({why})"),
-            _ => cpu,
-        },
+        (Some(Ok(place)), _) => {
+            problems.extend(place.warning(plan));
+            match &place.why_not {
+                _ if place.gpu.is_some() => place.to_string(),
+                Some(why) if is_served() => format!("{cpu}, no GPU ({why})"),
+                _ => cpu,
+            }
+        }
         (Some(Err(problem)), _) => {
             problems.push(problem);
             "no device".to_owned()

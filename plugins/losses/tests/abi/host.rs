@@ -255,6 +255,8 @@ impl Instance {
             work_dir: abi::Str::EMPTY,
             rank: 0,
             world_size: 1,
+            param_dtype: abi::DLDataType::F32,
+            reserved: 0,
         };
         // SAFETY: a live plugin, not active.
         let status =

@@ -53,7 +53,7 @@ impl Linear {
         Self { weight: weight.clone(), bias: bias.clone() }
     }
 
-    /// * `x`: `[..., inputs]`, at least two dimensions, dtype of the weight.
+    /// * `x`: `[..., inputs]`, at least two dimensions; f32 over a weight in bf16 is mixed precision.
     /// * Gives `[..., outputs]`; gradients: `g = grad·act'`, `dx = g W`, `dW = gᵀ x`, `db = Σ_rows g`.
     ///
     /// # Errors
@@ -73,7 +73,9 @@ impl Linear {
 
     fn forward_rows(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         if !has_kernels(x) || x.dtype() != self.weight.dtype() {
-            let y = x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?;
+            // A product is taken in the weight's type, all else in that of x.
+            let product = x.to_dtype(self.weight.dtype())?.matmul(&self.weight.t()?)?;
+            let y = product.to_dtype(x.dtype())?.broadcast_add(&self.bias.to_dtype(x.dtype())?)?;
             return activation.apply(&y);
         }
         if activation.is_fusable() {

@@ -50,7 +50,8 @@ fn sizes(view: &View<'_>) -> Vec<usize> {
     view.shape().iter().map(|d| (*d).max(0) as usize).collect()
 }
 
-fn candle_dtype(dtype: DType) -> candle_core::DType {
+/// The element type in candle.
+pub(super) fn candle_dtype(dtype: DType) -> candle_core::DType {
     match dtype {
         DType::F32 => candle_core::DType::F32,
         DType::F64 => candle_core::DType::F64,

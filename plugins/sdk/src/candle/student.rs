@@ -23,7 +23,8 @@ pub trait CandleStudent: Send + Sized + 'static {
     const ID: &'static str;
     /// One line for `limbeck plugin list`.
     const SUMMARY: &'static str = "";
-    /// See [`crate::Loss::FEATURES`].
+    /// See [`crate::Loss::FEATURES`]; `bf16` too if the model takes trainable weights in bf16 (inputs and outputs stay
+    /// f32).
     const FEATURES: &'static [&'static str] = &["deterministic"];
     /// [`super::BUILT_FOR`] if every operation of the model has a CUDA half too.
     const DEVICES: &'static [i32] = &[limbeck_abi::DL_CPU];
@@ -136,6 +137,9 @@ impl<T: CandleStudent> Student for StudentAdapter<T> {
         self.ports = Some(T::ports(&self.config)?);
         let device = convert::device(activation.device())?;
         let mut weights = Weights::new(**activation, device.clone(), false);
+        if Self::FEATURES.contains(&"bf16") {
+            weights = weights.in_dtype(activation.param_dtype());
+        }
         let model = T::build(&self.config, &mut weights)?;
         let mut weights = weights.into_twin();
         let twin = T::build(&self.config, &mut weights)?;

@@ -91,12 +91,20 @@ pub struct Weights<'a> {
     prefix: String,
     /// Teachers: detached from the first build on.
     detached: bool,
+    /// Of trainable weights.
+    dtype: candle_core::DType,
 }
 
 impl<'a> Weights<'a> {
     pub(super) fn new(context: Context<'a>, device: Device, detached: bool) -> Self {
         let entries = BTreeMap::new();
-        Self { context, device, entries, twin: false, prefix: String::new(), detached }
+        let dtype = candle_core::DType::F32;
+        Self { context, device, entries, twin: false, prefix: String::new(), detached, dtype }
+    }
+
+    /// Trainable weights get this type.
+    pub(super) fn in_dtype(self, dtype: DType) -> Self {
+        Self { dtype: convert::candle_dtype(dtype), ..self }
     }
 
     pub(super) fn into_twin(self) -> Self {
@@ -139,7 +147,7 @@ impl<'a> Weights<'a> {
         format!("{}{name}", self.prefix)
     }
 
-    /// A trainable f32 weight.
+    /// A trainable weight: f32, or bf16 for a student with the feature `bf16` whose pipeline says so.
     ///
     /// # Errors
     /// A name used twice; memory.
@@ -230,7 +238,10 @@ impl<'a> Weights<'a> {
             return Err(Error::internal(message));
         }
         self.context.check_cancelled()?;
-        let value = init(&self.device).map_err(|e| e.tensor(path))?;
+        let mut value = init(&self.device).map_err(|e| e.tensor(path))?;
+        if trainable && self.dtype != candle_core::DType::F32 {
+            value = value.to_dtype(self.dtype)?;
+        }
         if value.dims() != shape {
             let message = format!("`{path}` is {:?}, the model needs {shape:?}", value.dims());
             return Err(Error::bad_data(message).tensor(path));

@@ -2,7 +2,7 @@
 
 use super::{Slot, context};
 use crate::views::{raw_slice, text};
-use crate::{Error, Host, Result};
+use crate::{DType, Error, Host, Result};
 use limbeck_abi as abi;
 use std::ffi::c_void;
 
@@ -73,6 +73,14 @@ impl MockInstance {
     /// # Errors
     /// What the plugin says.
     pub fn activate(&mut self, rng_key: [u64; 2]) -> Result<()> {
+        self.activate_in(DType::F32, rng_key)
+    }
+
+    /// As [`Self::activate`], for a student whose trainable parameters are of that type.
+    ///
+    /// # Errors
+    /// What the plugin says.
+    pub fn activate_in(&mut self, param_dtype: DType, rng_key: [u64; 2]) -> Result<()> {
         let (ctx, mut slot) = (context(self.host, 0, rng_key), Slot::default());
         let directory = std::env::temp_dir().display().to_string();
         let activation = abi::Activate {
@@ -81,6 +89,8 @@ impl MockInstance {
             work_dir: abi::Str::new(&directory),
             rank: 0,
             world_size: 1,
+            param_dtype: param_dtype.dl(),
+            reserved: 0,
         };
         // SAFETY: [step]; the activation outlives the call.
         let status = unsafe { (self.table().activate)(self.plugin, &activation, slot.as_abi()) };

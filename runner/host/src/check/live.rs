@@ -110,6 +110,8 @@ impl Live {
             work_dir: abi::Str::new(&dir),
             rank: 0,
             world_size: 1,
+            param_dtype: abi::DLDataType::F32,
+            reserved: 0,
         };
         let slot = ErrorSlot::default();
         // SAFETY: [step]; arguments live during the call. A second call must be refused by the plugin.

@@ -9,6 +9,7 @@ pub(crate) const SETTING_REFUSED: &str = "LMB0118";
 
 pub(crate) const LAYER: &str = "LMB0204";
 pub(crate) const VOCABULARY: &str = "LMB0211";
+pub(crate) const SINGLE: &str = "LMB0223";
 pub(crate) const NO_SUCH_SOURCE: &str = "LMB0230";
 pub(crate) const UNBOUND_PORT: &str = "LMB0231";
 pub(crate) const NO_SUCH_PORT: &str = "LMB0232";

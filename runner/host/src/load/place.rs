@@ -6,7 +6,8 @@ use super::wiring::LoadedTeacher;
 use super::{Instance, Loaded, codes};
 use crate::device;
 use crate::diagnostic::Diagnostic;
-use crate::plan::DeviceChoice;
+use crate::plan::{DeviceChoice, Plan, StagePlan};
+use crate::tensor::DType;
 use limbeck_abi::DLDevice;
 
 /// The answer.
@@ -77,6 +78,20 @@ impl Loaded {
             models.chain(losses).chain(schedulers).chain(snapshots)
         });
         of_stages.chain(self.captures.iter_mut().flatten().map(|capture| &mut capture.teacher))
+    }
+}
+
+impl Place {
+    /// A plan that asks for bf16 and came to the CPU by `auto`; one that names the CPU was warned when it was read.
+    pub fn warning(&self, plan: &Plan) -> Option<Diagnostic> {
+        let trains = |s: &StagePlan| s.training().is_some_and(|t| t.dtype == DType::BF16);
+        let is_single = self.why_not.is_some() && plan.stages.iter().any(trains);
+        is_single.then(|| {
+            Diagnostic::warning(
+                codes::SINGLE,
+                "`dtype: bf16` is f32 on the CPU, where `device: auto` came to",
+            )
+        })
     }
 }
 

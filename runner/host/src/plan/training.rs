@@ -413,8 +413,8 @@ fn lr_schedule(fields: &Fields) -> LrSchedulePlan {
 
 fn dtype(top: &Top, fields: &Fields) -> DType {
     let dtype = fields.choice_or_first("dtype", ("f32", DType::F32), &[("bf16", DType::BF16)]);
-    // `auto` may be the CPU.
-    if dtype == DType::BF16 && !matches!(top.device, DeviceChoice::Cuda(_)) {
+    // `auto` is judged when there is a device.
+    if dtype == DType::BF16 && top.device == DeviceChoice::Cpu {
         let span = fields.field("dtype").map_or(&fields.span, |f| &f.node.span);
         fields.sink.report(
             Diagnostic::warning("LMB0223", "`dtype: bf16` is f32 on the CPU")

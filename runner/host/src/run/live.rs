@@ -67,6 +67,9 @@ pub(crate) struct Live<'a> {
     pub keys: Keys,
     pub bound: Bindings,
     pub params: Vec<Param>,
+    /// The same as they are trained, f32 masters in the place of 16-bit values: what all but the student's own passes
+    /// reads and writes.
+    pub exact: Vec<Param>,
     pub teacher: TeacherKind,
     /// Each teacher's, where it is a copy of a student.
     pub teacher_params: Vec<Vec<Param>>,
@@ -127,6 +130,7 @@ impl<'a> Live<'a> {
             keys,
             bound,
             params,
+            exact: Vec::new(),
             teacher,
             teacher_params: Vec::new(),
             snapshots: Vec::new(),
@@ -189,6 +193,7 @@ impl<'a> Live<'a> {
                 self.optimizer.add(name, value, grad.clone(), !param.no_decay)?;
             }
         }
+        self.exact = self.optimizer.exact(&self.params);
         for (term, grads) in self.bound.terms.iter().zip(&self.grads.loss) {
             for (param, grad) in term.params.iter().zip(grads) {
                 if param.trainable {
@@ -294,7 +299,7 @@ impl<'a> Live<'a> {
             .iter()
             .any(|s| s.schedule.claims & limbeck_abi::CLAIM_STUDENT != 0);
         if wanted {
-            let copies = self.params.iter().map(|p| copy_of(&p.value));
+            let copies = self.exact.iter().map(|p| copy_of(&p.value));
             self.initial = Some(copies.collect::<RunResult<_>>()?);
         }
         Ok(())

@@ -6,6 +6,7 @@ use super::arith;
 use super::optimizer::copy_exact;
 use super::safetensors::Named;
 use crate::load::instance::Param;
+use crate::tensor::Tensor;
 
 /// `to = decay * to + (1 - decay) * from`, parameter by parameter; buffers and integer tensors are copied.
 ///
@@ -23,7 +24,7 @@ pub(crate) fn blend(from: &[Param], to: &[Param], decay: f64) -> Result<(), Stri
             continue;
         }
         if decay == 0.0 || !from.trainable || !from.value.dtype().is_float() {
-            copy_exact(&from.value, &to.value).map_err(|e| format!("`{}`: {e}", from.name))?;
+            put(&from.value, &to.value).map_err(|e| format!("`{}`: {e}", from.name))?;
         } else {
             arith::axpby(1.0 - decay, &from.value, decay, &to.value)
                 .map_err(|e| e.diagnostic.message)?;
@@ -38,7 +39,18 @@ pub(crate) fn named(params: &[Param], prefix: &str) -> Named {
     own.map(|p| (format!("{prefix}{}", p.name), p.value.clone())).collect()
 }
 
-/// Overwrites parameters with saved values.
+/// Overwrites a tensor with another's elements, bit for bit, or rounded where one is f32 and the other of 16 bits.
+fn put(from: &Tensor, to: &Tensor) -> Result<(), String> {
+    let widths = [from.dtype().bytes(), to.dtype().bytes()];
+    let floats = from.dtype().is_float() && to.dtype().is_float();
+    if !floats || from.shape() != to.shape() || !matches!(widths, [4, 2] | [2, 4]) {
+        return copy_exact(from, to);
+    }
+    let here = from.to(to.device()).map_err(|e| e.message)?;
+    arith::axpby(1.0, &here, 0.0, to).map_err(|e| e.diagnostic.message)
+}
+
+/// Overwrites parameters with saved values; those of 16 bits hold what f32 rounds to.
 ///
 /// # Errors
 /// A missing name, a different shape, a surplus name under the prefix; in words.
@@ -47,7 +59,7 @@ pub(crate) fn overwrite(params: &[Param], saved: &Named, prefix: &str) -> Result
     for param in params.iter().filter(|p| p.tied_to.is_none()) {
         let name = format!("{prefix}{}", param.name);
         let value = saved.get(&name).ok_or_else(|| format!("`{name}` is missing"))?;
-        copy_exact(value, &param.value).map_err(|e| format!("`{name}`: {e}"))?;
+        put(value, &param.value).map_err(|e| format!("`{name}`: {e}"))?;
         used += 1;
     }
     let there = saved.keys().filter(|k| k.starts_with(prefix)).count();
@@ -60,7 +72,7 @@ pub(crate) fn overwrite(params: &[Param], saved: &Named, prefix: &str) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Tensor;
+    use crate::tensor::DType;
 
     fn param(name: &str, values: &[f32], trainable: bool) -> Param {
         Param {
@@ -82,6 +94,26 @@ mod tests {
         blend(&student, &copy, 0.0).unwrap();
         assert_eq!(copy[0].value.raw(), student[0].value.raw());
         assert!(blend(&student, &copy[..1], 0.0).is_err());
+    }
+
+    #[test]
+    fn saved_f32_is_rounded_into_bf16_and_bf16_is_widened() {
+        let half = |values: &[f32]| {
+            let values: Vec<half::bf16> = values.iter().map(|v| half::bf16::from_f32(*v)).collect();
+            Param {
+                value: Tensor::from_slice(&values, &[values.len() as i64]),
+                ..param("w", &[0.0; 2], true)
+            }
+        };
+        let (single, small) = ([param("w", &[1.0, 1.003_906_3], true)], [half(&[0.0, 0.0])]);
+        overwrite(&small, &named(&single, ""), "").unwrap();
+        assert_eq!(small[0].value.raw(), half(&[1.0, 1.0]).value.raw());
+        assert_eq!(small[0].value.dtype(), DType::BF16);
+        blend(&small, &single, 0.0).unwrap();
+        assert_eq!(single[0].value.data::<f32>().unwrap(), [1.0, 1.0]);
+        let whole =
+            [Param { value: Tensor::from_slice(&[1i64, 2], &[2]), ..param("w", &[0.0; 2], true) }];
+        assert!(overwrite(&whole, &named(&single, ""), "").is_err());
     }
 
     #[test]

@@ -26,10 +26,11 @@ use crate::plan::{
 };
 use crate::report::hf;
 use crate::run::event::Event;
+use crate::tensor::DType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Calls `f` with the active student of a stage, as `from` asks for it.
+/// Calls `f` with the active student of a stage, as `from` asks for it, its parameters in f32 as they were trained.
 fn with_student<T>(
     plan: &Plan,
     loaded: &mut Loaded,
@@ -43,7 +44,11 @@ fn with_student<T>(
     };
     let keys = Keys { seed: plan.seed, stage: from.stage as u64 };
     let LoadedStage { student, student_inputs, .. } = stage;
-    activated(student, Some(&files), keys, STUDENT, |student| f(student, student_inputs, keys))
+    let in_training = student.set_param_dtype(DType::F32);
+    let with = |student: &mut Instance| f(student, student_inputs, keys);
+    let result = activated(student, Some(&files), keys, STUDENT, with);
+    student.set_param_dtype(in_training);
+    result
 }
 
 /// Calls `f` with a model that is active meanwhile; `files`: of the checkpoint whose student it becomes.

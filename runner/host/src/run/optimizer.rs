@@ -7,6 +7,7 @@ use super::arith;
 use super::error::{RunResult, bug, contract};
 use super::safetensors::Named;
 use crate::device;
+use crate::load::instance::Param;
 use crate::load::services::{parallel_ranges, vector};
 use crate::plan::{OptimizerKind, OptimizerPlan};
 use crate::tensor::{DType, Tensor};
@@ -19,7 +20,7 @@ pub(crate) struct Slot {
     pub name: String,
     value: Tensor,
     grad: Tensor,
-    /// f32 copy that is updated and rounded into `value`, for 16-bit parameters.
+    /// f32 copy that is updated and rounded into `value`, for 16-bit parameters. Invariant: `value` is its rounding.
     master: Option<Tensor>,
     m: Tensor,
     v: Option<Tensor>,
@@ -61,6 +62,9 @@ impl Optimizer {
         let adam = matches!(self.plan.kind, OptimizerKind::Adamw { .. });
         let zeros = || Tensor::zeros_on(value.device(), DType::F32, &shape);
         let master = (kind != DType::F32).then(zeros).transpose()?;
+        if let Some(master) = &master {
+            arith::axpby(1.0, &value, 0.0, master)?;
+        }
         let slot = Slot {
             m: zeros()?,
             v: adam.then(zeros).transpose()?,
@@ -76,14 +80,25 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Takes master copies from the parameters: after they were set from outside.
+    /// The parameters as they are trained: with the f32 master of a 16-bit parameter in its place.
+    pub fn exact(&self, params: &[Param]) -> Vec<Param> {
+        let exact = |param: &Param| {
+            let name = param.tied_to.as_ref().unwrap_or(&param.name);
+            let slot = self.slots.iter().find(|s| s.name == *name);
+            let master = slot.and_then(|s| s.master.clone());
+            Param { value: master.unwrap_or_else(|| param.value.clone()), ..param.clone() }
+        };
+        params.iter().map(exact).collect()
+    }
+
+    /// Rounds masters into their parameters: after masters were written from outside.
     ///
     /// # Errors
     /// As [`arith::axpby`].
-    pub fn parameters_changed(&self) -> RunResult<()> {
+    pub fn masters_changed(&self) -> RunResult<()> {
         for slot in &self.slots {
             if let Some(master) = &slot.master {
-                arith::axpby(1.0, &slot.value, 0.0, master)?;
+                arith::axpby(1.0, master, 0.0, &slot.value)?;
             }
         }
         Ok(())
@@ -227,7 +242,7 @@ impl Optimizer {
         }
     }
 
-    /// Moments and master copies by name, for a checkpoint.
+    /// Moments by name, for a checkpoint; masters are its model.
     pub fn save(&self) -> Named {
         let mut named = Named::new();
         for slot in &self.slots {
@@ -235,23 +250,18 @@ impl Optimizer {
             if let Some(v) = &slot.v {
                 named.insert(format!("v/{}", slot.name), v.clone());
             }
-            if let Some(master) = &slot.master {
-                named.insert(format!("master/{}", slot.name), master.clone());
-            }
         }
         named
     }
 
-    /// Takes moments and master copies back.
+    /// Takes moments back.
     ///
     /// # Errors
     /// A name or a shape that differs, in words.
     pub fn load(&mut self, named: &Named, t: u64) -> Result<(), String> {
         self.t = t;
         for slot in &self.slots {
-            let own =
-                [("m", Some(&slot.m)), ("v", slot.v.as_ref()), ("master", slot.master.as_ref())];
-            for (kind, tensor) in own {
+            for (kind, tensor) in [("m", Some(&slot.m)), ("v", slot.v.as_ref())] {
                 let Some(tensor) = tensor else { continue };
                 let name = format!("{kind}/{}", slot.name);
                 let saved = named.get(&name).ok_or_else(|| format!("`{name}` is missing"))?;
@@ -350,7 +360,6 @@ mod tests {
         let grad = Tensor::zeros(DType::F32, &[3]);
         let mut optimizer = Optimizer::new(&plan(kind, None));
         optimizer.add("p".into(), value.clone(), grad.clone(), true).unwrap();
-        optimizer.parameters_changed().unwrap();
         for step in 0..steps {
             // SAFETY: only this test touches it.
             let g = unsafe { grad.data_mut::<f32>() };

@@ -141,7 +141,7 @@ impl Live<'_> {
             phase: &now.phase,
             group: &shown.group,
             tensors: &shown.tensors,
-            params: if shown.params { &self.params } else { &[] },
+            params: if shown.params { &self.exact } else { &[] },
             params_writable: writable,
             grads: &shown.grads,
             metrics: &shown.metrics,
@@ -306,17 +306,16 @@ impl Live<'_> {
         Ok(())
     }
 
-    /// Tells the student that its parameters were written.
+    /// After [`Live::exact`] was written: rounds masters into the student's parameters and tells it.
     ///
     /// # Errors
     /// What the plugin says.
     pub fn student_changed(&mut self) -> RunResult<()> {
-        let ctx = self.keys.ctx(Purpose::State, 0, self.now.step, 0);
-        self.loaded.student.params_changed(ctx).map_err(|e| plugin_error(&e))?;
-        self.optimizer.parameters_changed()
+        self.optimizer.masters_changed()?;
+        self.student_stepped()
     }
 
-    /// After an update: the host wrote parameters, masters included.
+    /// After an update, which wrote masters and parameters.
     ///
     /// # Errors
     /// What the plugin says.
@@ -337,7 +336,7 @@ impl Live<'_> {
         let state = &mut self.snapshots[place];
         let decay = if state.taken { decay } else { 0.0 };
         state.taken = true;
-        super::models::blend(&self.params, &state.params, decay)
+        super::models::blend(&self.exact, &state.params, decay)
             .map_err(|reason| contract(self.loaded.student.id(), reason))?;
         let ctx = self.keys.ctx(Purpose::State, 1, self.now.step, place as u64);
         let instance = &mut self.loaded.snapshots[place].instance;
@@ -350,7 +349,7 @@ impl Live<'_> {
                 let scheduler = &self.loaded.schedulers[s].name;
                 return Err(refuse(scheduler, "the initial student was not kept"));
             };
-            for (from, param) in initial.iter().zip(&self.params) {
+            for (from, param) in initial.iter().zip(&self.exact) {
                 super::optimizer::copy_exact(from, &param.value)
                     .map_err(|reason| contract(self.loaded.student.id(), reason))?;
             }
@@ -360,7 +359,7 @@ impl Live<'_> {
                 let scheduler = &self.loaded.schedulers[s].name;
                 return Err(refuse(scheduler, format!("snapshot `{name}` was not taken yet")));
             }
-            super::models::blend(&self.snapshots[place].params, &self.params, 0.0)
+            super::models::blend(&self.snapshots[place].params, &self.exact, 0.0)
                 .map_err(|reason| contract(self.loaded.student.id(), reason))?;
         }
         self.optimizer.reset()?;
@@ -373,7 +372,7 @@ impl Live<'_> {
     /// What the plugin says.
     pub fn follow_student(&mut self) -> RunResult<()> {
         let TeacherKind::Ema(decay) = self.teacher else { return Ok(()) };
-        super::models::blend(&self.params, self.teacher_copy(), decay)
+        super::models::blend(&self.exact, self.teacher_copy(), decay)
             .map_err(|reason| contract(self.loaded.student.id(), reason))?;
         self.teacher_changed(0)
     }

@@ -108,6 +108,7 @@ fn start(
         );
         sink.event(&Event::Warning(warning));
     }
+    place.warning(plan).into_iter().for_each(|w| sink.event(&Event::Warning(w)));
     sink.event(&Event::RunStarted {
         name: plan.name.clone(),
         id: run.record.id.clone(),

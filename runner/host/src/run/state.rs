@@ -232,7 +232,7 @@ impl Live<'_> {
             files.insert(name.to_owned(), bytes);
             Ok(())
         };
-        put("model.safetensors", &named(&self.params, ""))?;
+        put("model.safetensors", &named(&self.exact, ""))?;
         put("optim.safetensors", &self.optimizer.save())?;
         put("loss.safetensors", &self.loss_tensors())?;
         let extra = self.extra_tensors(unions);
@@ -275,7 +275,7 @@ impl Live<'_> {
         progress: &Progress,
     ) -> RunResult<Vec<BTreeMap<String, Tensor>>> {
         let model = tensors(files, "model.safetensors")?;
-        overwrite(&self.params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
+        overwrite(&self.exact, &model, "").map_err(|e| misfit("model.safetensors", e))?;
         let moments = tensors(files, "optim.safetensors")?;
         self.optimizer
             .load(&moments, progress.optimizer_t)
@@ -304,7 +304,7 @@ impl Live<'_> {
             });
         }
         self.restore_plugins(files, progress.cursor.step)?;
-        self.student_stepped()?;
+        self.student_changed()?;
         Ok(group_by_index(extra, "union/").into_values().collect())
     }
 

@@ -280,13 +280,12 @@ fn prepare(stage: &mut Stage<'_, '_>, models: &Models, files: Option<&Files>) ->
     stage.live.keep_initial()?;
     if let Some(files) = &models.student {
         let model = tensors(files, "model.safetensors")?;
-        overwrite(&stage.live.params, &model, "").map_err(|e| misfit("model.safetensors", e))?;
-        stage.live.student_stepped()?;
+        overwrite(&stage.live.exact, &model, "").map_err(|e| misfit("model.safetensors", e))?;
+        stage.live.student_changed()?;
     }
     fill_teachers(&mut stage.live, &models.teachers)?;
-    stage.live.optimizer.parameters_changed()?;
     if matches!(stage.live.teacher, TeacherKind::Ema(_)) {
-        blend(&stage.live.params, stage.live.teacher_copy(), 0.0)
+        blend(&stage.live.exact, stage.live.teacher_copy(), 0.0)
             .map_err(|e| contract(stage.live.loaded.student.id(), e))?;
         stage.live.teacher_changed(0)?;
     }

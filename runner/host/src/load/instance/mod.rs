@@ -29,6 +29,7 @@ pub use types::*;
 
 use self::core::{Core, context};
 use super::catalogue::PluginKind;
+use crate::tensor::DType;
 use limbeck_abi as abi;
 use std::borrow::Cow;
 use std::mem::offset_of;
@@ -46,6 +47,7 @@ pub struct Instance {
     ports: Vec<Port>,
     tables: Tables,
     device: abi::DLDevice,
+    param_dtype: DType,
     scratch: Scratch,
     loss: loss::LossState,
     param_names: Vec<String>,
@@ -118,6 +120,7 @@ impl Instance {
             ports,
             tables,
             device: abi::DLDevice::CPU,
+            param_dtype: DType::F32,
             scratch: Scratch::default(),
             loss,
             param_names: Vec::new(),
@@ -184,6 +187,12 @@ impl Instance {
         self.device
     }
 
+    /// Type of a student's trainable parameters after the next `activate` on another device than the CPU; f32 unless
+    /// set. Gives the one before.
+    pub fn set_param_dtype(&mut self, dtype: DType) -> DType {
+        std::mem::replace(&mut self.param_dtype, dtype)
+    }
+
     /// Inputs in the memory that their ports want, to be held until the call returned.
     fn bring<'a>(
         &self,
@@ -219,6 +228,8 @@ impl Instance {
             return Err(self.core.error("activate", abi::STATUS_INVALID_STATE, "activate twice"));
         }
         let ctx = context(ctx, self.device);
+        let is_cpu = self.device == abi::DLDevice::CPU;
+        let param_dtype = if is_cpu { DType::F32 } else { self.param_dtype };
         let work_dir = work_dir.to_string_lossy();
         let call = abi::Activate {
             struct_size: abi::struct_size::<abi::Activate>(),
@@ -226,6 +237,8 @@ impl Instance {
             work_dir: abi::Str::new(&work_dir),
             rank: 0,
             world_size: 1,
+            param_dtype: param_dtype.dl(),
+            reserved: 0,
         };
         let activate = self.core.plugin().activate;
         // SAFETY: [step], not active, arguments alive during the call.

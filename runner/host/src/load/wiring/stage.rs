@@ -8,11 +8,12 @@ use super::{
 };
 use crate::data::Datasets;
 use crate::diagnostic::{Diagnostic, Diagnostics, did_you_mean};
-use crate::load::catalogue::{Catalogue, PluginKind};
+use crate::load::catalogue::{Catalogue, PluginInfo, PluginKind};
 use crate::load::create::create;
 use crate::load::instance::Schedule;
 use crate::load::{Instance, codes};
 use crate::plan::{Plan, PluginUse, SchedulerPlan, StagePlan, TeacherPlan, Teaching, TrainPlan};
+use crate::tensor::DType;
 use std::collections::BTreeMap;
 
 pub(super) struct Builder<'a> {
@@ -75,7 +76,9 @@ impl<'a> Builder<'a> {
             }
             TeacherPlan::Stage { from, student } => {
                 let context = self.student_context(from.plan(self.plan), from.stage);
-                TeacherModel::Instance(self.create(student, PluginKind::Student, &context)?)
+                let mut model = self.create(student, PluginKind::Student, &context)?;
+                self.set_dtype(&mut model, student, &context);
+                TeacherModel::Instance(model)
             }
             TeacherPlan::Ema { .. } => {
                 let context = self.student_context(self.plan, self.stage.index);
@@ -113,6 +116,22 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Asks a model of the stage for parameters of the stage's type. Copies that move with the student stay f32: a small
+    /// part of a difference would be lost in bf16.
+    fn set_dtype(&mut self, model: &mut Instance, plugin: &PluginUse, context: &str) {
+        let dtype = self.train.dtype;
+        let offers = |info: &PluginInfo| info.features.iter().any(|f| f == dtype.name());
+        if dtype == DType::F32 || self.catalogue.find(&plugin.id).is_some_and(offers) {
+            model.set_param_dtype(dtype);
+            return;
+        }
+        let message =
+            format!("`{}` is f32, it does not offer `dtype: {}`", plugin.id, dtype.name());
+        let warning = Diagnostic::warning(codes::SINGLE, message);
+        let warning = warning.help("write `dtype: f32` to say what runs");
+        self.problems.push(warning.at(plugin.id_span.clone()).within(context));
+    }
+
     /// The stage that wrote the settings of a stage's student: `{from}` takes them over.
     fn student_context(&self, mut plan: &'a Plan, mut stage: usize) -> String {
         let training = |plan: &'a Plan, i: usize| plan.stages.get(i).and_then(StagePlan::training);
@@ -127,7 +146,10 @@ impl<'a> Builder<'a> {
     fn create_parts(&mut self) -> Parts {
         let train = self.train;
         let own_context = self.student_context(self.plan, self.stage.index);
-        let student = self.create(&train.student, PluginKind::Student, &own_context);
+        let mut student = self.create(&train.student, PluginKind::Student, &own_context);
+        if let Some(student) = &mut student {
+            self.set_dtype(student, &train.student, &own_context);
+        }
         let teachers =
             train.teaching().into_iter().filter_map(|t| self.create_teacher(t)).collect();
         let mut terms = Vec::new();
