@@ -65,7 +65,38 @@ const ADAMW: &str = "{kind: adamw, lr: 1e-2, weight_decay: 0.01, clip_norm: 0.5}
 
 const SGD: &str = "{kind: sgd, lr: 0.1, momentum: 0.9, weight_decay: 0.01}";
 
+/// Three tasks of one student, under a scheduler.
+const STREAM: &str = "version: 1
+name: on-device
+seed: 3
+device: DEVICE
+plugins: [{id: org.example.on-device, path: libon_device.so}]
+datasets:
+  all: {format: csv, path: digits.csv.gz, tensors: {pixel_values: {columns: [0, 63], scale: 0.0625}}, label: 64, rows: [0, 300]}
+scenario: {kind: SCENARIO}
+tasks: {split: [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]], train: all, valid: all}
+batch: {size: 30}
+optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}
+eval: {metrics: [accuracy]}
+stages:
+  - name: stream
+    kind: train
+    student: {uses: org.example.on-device}
+    loss: [{uses: limbeck.ce}]
+    scheduler: SCHEDULER
+    steps: 6
+  - {name: export, kind: export, model: {from: stream}, format: hf}
+";
+
 impl Case {
+    fn stream(device: &str, scenario: &str, scheduler: &str) -> Self {
+        let case = Self::new(device, false, SGD, 1);
+        let text = STREAM.replace("DEVICE", device).replace("SCENARIO", scenario);
+        let text = text.replace("SCHEDULER", scheduler);
+        std::fs::write(case.folder.path().join("p.yaml"), text).expect("a pipeline");
+        case
+    }
+
     fn new(device: &str, bf16: bool, optimizer: &str, steps: usize) -> Self {
         let folder = support::temp_dir();
         let digits = support::root().join("pipelines/data/digits.csv.gz");
@@ -133,7 +164,9 @@ impl Case {
     }
 
     fn exported(&self) -> Vec<u8> {
-        std::fs::read(self.dir().join("stages/03-export/out/model.safetensors")).expect("an export")
+        let stages = std::fs::read_dir(self.dir().join("stages")).expect("stages");
+        let mut exports = stages.map(|e| e.expect("entry").path().join("out/model.safetensors"));
+        std::fs::read(exports.find(|path| path.exists()).expect("an export")).expect("a file")
     }
 
     fn counted(&self, what: &str) -> i64 {
@@ -242,6 +275,35 @@ fn a_stopped_run_on_the_gpu_continues_bit_for_bit() {
         let parts = parts.done();
         assert_eq!(parts.column("loss"), whole.column("loss"));
         assert_eq!(parts.exported(), whole.exported());
+    }
+}
+
+#[test]
+fn schedulers_on_the_gpu_do_what_they_do_on_the_cpu_and_resume_bit_for_bit() {
+    let cases = [
+        ("class", "{uses: limbeck.joint}"),
+        ("class", "{uses: limbeck.er, with: {capacity: 40}}"),
+        ("class", "{uses: limbeck.er, with: {capacity: 40, store: inputs}}"),
+        ("class", "{uses: limbeck.derpp, with: {capacity: 40}}"),
+        ("class", "{uses: limbeck.agem, with: {capacity: 40}}"),
+        ("class", "{uses: limbeck.gdumb, with: {capacity: 40, epochs: 2}}"),
+        ("class", "{uses: limbeck.ps-kd, with: {classes: 10, epochs: 2}}"),
+        ("task", "{uses: limbeck.lwf}"),
+        ("domain", "{uses: limbeck.ewc, with: {lambda: 10}}"),
+        ("domain", "{uses: limbeck.si, with: {c: 1}}"),
+        ("domain", "{uses: limbeck.mas, with: {lambda: 1}}"),
+    ];
+    for (scenario, scheduler) in cases {
+        let done = |device| Case::stream(device, scenario, scheduler).done();
+        let (gpu, cpu) = (done("cuda:0"), done("cpu"));
+        for name in ["weight", "bias"] {
+            let (a, b) = (floats(&gpu.exported(), name), floats(&cpu.exported(), name));
+            assert!(distance(&a, &b) < BOUND, "{scheduler}, {name}: {}", distance(&a, &b));
+        }
+        let parts = Case::stream("cuda:0", scenario, scheduler);
+        let stopped = parts.run(&["--max-steps", "9"]);
+        assert_eq!(stopped.code, Some(75), "{scheduler}: {}", stopped.err);
+        assert_eq!(parts.done().exported(), gpu.exported(), "{scheduler}");
     }
 }
 

@@ -77,6 +77,7 @@ impl Scheduler for Agem {
         "averaged gradient episodic memory: no step against a draw of old rows";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 

@@ -93,6 +93,7 @@ impl Scheduler for Derpp {
     const SUMMARY: &'static str = "dark experience replay: stored logits and labels of old rows";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task", "scenario.online"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 

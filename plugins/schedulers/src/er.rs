@@ -86,6 +86,7 @@ impl Scheduler for Er {
     const SUMMARY: &'static str = "experience replay: old rows join every step";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task", "scenario.online"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 

@@ -228,16 +228,21 @@ impl Ewc {
         let (fisher, n) = (fisher.list(), estimate.seen.max(f64::MIN_POSITIVE));
         match self.config.mode {
             Mode::Offline => {
-                combine(&centre, [&importance, &fisher, &params], |c, [a, f, p]| {
-                    let f = f / n;
-                    if a + f == 0.0 { 0.0 } else { (a * c + f * p) / (a + f) }
-                })?;
-                combine(&importance, [&fisher], |a, [f]| a + f / n)
+                combine(
+                    event.context(),
+                    &centre,
+                    [&importance, &fisher, &params],
+                    |c, [a, f, p]| {
+                        let f = f / n;
+                        if a + f == 0.0 { 0.0 } else { (a * c + f * p) / (a + f) }
+                    },
+                )?;
+                combine(event.context(), &importance, [&fisher], |a, [f]| a + f / n)
             }
             Mode::Online => {
                 let gamma = self.config.gamma;
-                combine(&centre, [&params], |_, [p]| p)?;
-                combine(&importance, [&fisher], |a, [f]| gamma * a + f / n)
+                combine(event.context(), &centre, [&params], |_, [p]| p)?;
+                combine(event.context(), &importance, [&fisher], |a, [f]| gamma * a + f / n)
             }
         }
     }
@@ -279,6 +284,7 @@ impl Scheduler for Ewc {
         "elastic weight consolidation: a pull towards what earlier tasks needed";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 
@@ -364,9 +370,9 @@ impl Scheduler for Ewc {
         }
     }
 
-    fn save(&mut self, _: &Context<'_>, to: &mut dyn Write) -> Result<()> {
+    fn save(&mut self, context: &Context<'_>, to: &mut dyn Write) -> Result<()> {
         let mut state = StateWriter::begin(to, Self::ID, 1, &settings_text(&self.config))?;
-        self.kept.save(&mut state)?;
+        self.kept.save(context, &mut state)?;
         state.finish()
     }
 

@@ -84,6 +84,7 @@ impl Scheduler for Gdumb {
         "greedy sampler and dumb learner: fits a balanced buffer from scratch after each task";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task", "scenario.online"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 

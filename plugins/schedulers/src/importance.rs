@@ -35,7 +35,7 @@ impl<const N: usize> Vectors<N> {
             let make = |name: &&str| VectorSet::zeros_like(context, name, like);
             let mut sets = self.names.iter().map(make).collect::<Result<Vec<_>>>()?;
             for (set, values) in sets.iter_mut().zip(&self.waiting) {
-                set.set(values)?;
+                set.set(context, values)?;
             }
             self.waiting.clear();
             self.sets = sets;
@@ -56,10 +56,10 @@ impl<const N: usize> Vectors<N> {
         self.waiting.clear();
     }
 
-    pub fn save(&self, state: &mut StateWriter<'_>) -> Result<()> {
+    pub fn save(&self, context: &Context<'_>, state: &mut StateWriter<'_>) -> Result<()> {
         let values = match self.sets.is_empty() {
             true => self.waiting.clone(),
-            false => self.sets.iter().map(VectorSet::to_vec).collect::<Result<_>>()?,
+            false => self.sets.iter().map(|set| set.to_vec(context)).collect::<Result<_>>()?,
         };
         state.u64(values.len() as u64)?;
         values.iter().try_for_each(|v| state.bytes(&to_bytes(v)))

@@ -24,6 +24,7 @@ impl Scheduler for Joint {
     const SUMMARY: &'static str = "trains each task on the rows of all tasks so far; the upper end";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = NoSettings;
 

@@ -23,6 +23,9 @@ mod si;
 #[cfg(test)]
 mod tests;
 
+/// Devices of a student that any of them steers: rows are read in CPU memory, parameters through the device's arithmetic.
+const ANYWHERE: &[i32] = &[limbeck_sdk::abi::DL_CPU, limbeck_sdk::abi::DL_CUDA];
+
 limbeck_sdk::export! {
     scheduler none::None,
     scheduler joint::Joint,

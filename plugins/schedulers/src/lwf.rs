@@ -129,6 +129,7 @@ impl Scheduler for Lwf {
         "learning without forgetting: the previous student teaches on new rows";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 

@@ -97,7 +97,7 @@ impl Mas {
             none => none.insert(VectorSet::zeros_like(event.context(), "sum", &params)?),
         };
         self.seen += 1.0;
-        combine(&sum.list(), [&grads], |sum, [g]| sum + g.abs())
+        combine(event.context(), &sum.list(), [&grads], |sum, [g]| sum + g.abs())
     }
 
     fn consolidate(&mut self, event: &Event<'_>) -> Result<()> {
@@ -105,7 +105,7 @@ impl Mas {
         let params = owned_trainable(event.params());
         let [importance, centre] = self.kept.lists(event.context(), &params)?;
         let scale = self.width as f64 / self.seen;
-        combine(&importance, [&sum.list()], |own, [sum]| own + scale * sum)?;
+        combine(event.context(), &importance, [&sum.list()], |own, [sum]| own + scale * sum)?;
         Vector::new(event.context())?.axpby(1.0, &params, 0.0, &centre)
     }
 
@@ -130,6 +130,7 @@ impl Scheduler for Mas {
         "memory aware synapses: a pull weighted by each parameter's effect on the output";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 
@@ -189,9 +190,9 @@ impl Scheduler for Mas {
         }
     }
 
-    fn save(&mut self, _: &Context<'_>, to: &mut dyn Write) -> Result<()> {
+    fn save(&mut self, context: &Context<'_>, to: &mut dyn Write) -> Result<()> {
         let mut state = StateWriter::begin(to, Self::ID, 1, &settings_text(&self.config))?;
-        self.kept.save(&mut state)?;
+        self.kept.save(context, &mut state)?;
         state.finish()
     }
 

@@ -11,6 +11,7 @@ impl Scheduler for None {
     const SUMMARY: &'static str = "does nothing; the baseline of a stream";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task", "scenario.online"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     type Config = NoSettings;
 
     fn new(_: NoSettings, _: &Host) -> Result<Self> {

@@ -104,6 +104,7 @@ impl Scheduler for PsKd {
         "progressive self-distillation: targets softened by the last epoch's own predictions";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 

@@ -83,9 +83,12 @@ impl Si {
         let params = owned_trainable(event.params());
         let [path, importance, begin, centre] = self.kept.lists(event.context(), &params)?;
         let xi = self.config.xi;
-        combine(&importance, [&path, &begin, &params], |own, [path, begin, now]| {
-            own + path / ((now - begin).powi(2) + xi)
-        })?;
+        combine(
+            event.context(),
+            &importance,
+            [&path, &begin, &params],
+            |own, [path, begin, now]| own + path / ((now - begin).powi(2) + xi),
+        )?;
         let vector = Vector::new(event.context())?;
         vector.scale(0.0, &path)?;
         self.tasks += 1;
@@ -110,6 +113,7 @@ impl Scheduler for Si {
         "synaptic intelligence: a pull weighted by each parameter's share in learning";
     const FEATURES: &'static [&'static str] =
         &["deterministic", "scenario.class", "scenario.domain", "scenario.task"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 
@@ -164,10 +168,10 @@ impl Scheduler for Si {
         }
     }
 
-    fn save(&mut self, _: &Context<'_>, to: &mut dyn Write) -> Result<()> {
+    fn save(&mut self, context: &Context<'_>, to: &mut dyn Write) -> Result<()> {
         let mut state = StateWriter::begin(to, Self::ID, 1, &settings_text(&self.config))?;
         state.u64(self.tasks)?;
-        self.kept.save(&mut state)?;
+        self.kept.save(context, &mut state)?;
         state.finish()
     }
 

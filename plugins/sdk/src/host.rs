@@ -135,9 +135,25 @@ impl<'a> Context<'a> {
     /// # Errors
     /// OUT_OF_MEMORY and what else the host says.
     pub fn alloc(&self, name: &str, dtype: DType, shape: &[i64]) -> Result<Memory> {
+        self.alloc_in(self.raw.stream, name, dtype, shape)
+    }
+
+    /// As [`Context::alloc`], in CPU memory.
+    pub(crate) fn alloc_on_cpu(&self, name: &str, dtype: DType, shape: &[i64]) -> Result<Memory> {
+        let cpu = abi::Stream { device: abi::DLDevice::CPU, handle: ptr::null_mut() };
+        self.alloc_in(cpu, name, dtype, shape)
+    }
+
+    fn alloc_in(
+        &self,
+        stream: abi::Stream,
+        name: &str,
+        dtype: DType,
+        shape: &[i64],
+    ) -> Result<Memory> {
         let request = abi::Alloc {
             struct_size: abi::struct_size::<abi::Alloc>(),
-            stream: self.raw.stream,
+            stream,
             dtype: dtype.dl(),
             ndim: shape.len() as i32,
             shape: shape.as_ptr(),

@@ -131,6 +131,11 @@ impl Ports {
     pub fn new() -> Self {
         Self::default()
     }
+    /// All inputs in CPU memory whatever the instance's device.
+    pub(crate) fn in_host_memory(self) -> Self {
+        let at_home = |port: Port| if port.is_output() { port } else { port.host_memory() };
+        Self { ports: self.ports.into_iter().map(at_home).collect() }
+    }
     /// Adds a port.
     #[must_use]
     pub fn with(mut self, port: Port) -> Self {

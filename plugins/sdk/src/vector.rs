@@ -4,7 +4,7 @@
 
 use crate::host::Memory;
 use crate::views::text;
-use crate::{Context, DType, Element, Error, Result, View};
+use crate::{Column, Context, DType, Element, Error, Result, View};
 use limbeck_abi as abi;
 use std::ptr;
 
@@ -135,34 +135,33 @@ impl VectorSet {
         self.memory.iter().map(Memory::abi).collect()
     }
 
-    /// All values, entry after entry. CPU only.
+    /// All values, entry after entry.
     ///
     /// # Errors
-    /// Not in host memory.
-    pub fn to_vec(&self) -> Result<Vec<f32>> {
+    /// What the host says.
+    pub fn to_vec(&self, context: &Context<'_>) -> Result<Vec<f32>> {
         let mut out = Vec::new();
         for tensor in self.list() {
             // SAFETY: own memory, alive with `self`.
-            if let Some(view) = unsafe { View::from_abi(&tensor) }? {
-                out.extend_from_slice(view.slice::<f32>()?);
-            }
+            out.extend(unsafe { fetch::<f32>(context, &tensor) }?);
         }
         Ok(out)
     }
 
-    /// Overwrites all values. CPU only.
+    /// Overwrites all values.
     ///
     /// # Errors
-    /// Another number of values; not in host memory.
-    pub fn set(&mut self, values: &[f32]) -> Result<()> {
+    /// Another number of values; what the host says.
+    pub fn set(&mut self, context: &Context<'_>, values: &[f32]) -> Result<()> {
         let mut rest = values;
         for tensor in self.list() {
             // SAFETY: own memory, borrowed uniquely.
-            let Some(mut view) = (unsafe { crate::GradView::from_abi(&tensor) })? else { continue };
+            let Some(view) = (unsafe { View::from_abi(&tensor) })? else { continue };
             let Some((now, later)) = rest.split_at_checked(view.elements()) else {
                 return Err(Error::bad_data("too few values for the student's parameters"));
             };
-            view.slice_mut::<f32>()?.copy_from_slice(now);
+            // SAFETY: as above.
+            unsafe { store(context, &tensor, now) }?;
             rest = later;
         }
         if rest.is_empty() {
@@ -170,6 +169,39 @@ impl VectorSet {
         }
         Err(Error::bad_data("too many values for the student's parameters"))
     }
+}
+
+/// The elements of a tensor, copied from its device if it lies on one.
+///
+/// # Safety
+/// A tensor of the running call, or of this instance.
+unsafe fn fetch<T: Element>(context: &Context<'_>, tensor: &abi::Tensor) -> Result<Vec<T>> {
+    // SAFETY: the caller's promise.
+    let view = unsafe { View::from_abi(tensor) }?;
+    let view = view.ok_or_else(|| Error::internal("an absent tensor"))?;
+    if view.device() == abi::DLDevice::CPU || view.elements() == 0 {
+        return view.to_vec();
+    }
+    let memory = context.alloc_on_cpu(view.name(), view.dtype(), view.shape())?;
+    let here = memory.abi();
+    context.copy(&here, tensor)?;
+    // SAFETY: own memory, alive until the end of this function.
+    let copied = unsafe { View::from_abi(&here) }?;
+    copied.ok_or_else(|| Error::internal("an absent tensor"))?.to_vec()
+}
+
+/// Overwrites a contiguous f32 tensor, on its device if it lies on one.
+///
+/// # Safety
+/// A tensor of this instance with as many elements as `values`, borrowed by nobody else.
+unsafe fn store(context: &Context<'_>, tensor: &abi::Tensor, values: &[f32]) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let Some(mut view) = (unsafe { crate::GradView::from_abi(tensor) })? else { return Ok(()) };
+    if view.device() == abi::DLDevice::CPU {
+        view.slice_mut::<f32>()?.copy_from_slice(values);
+        return Ok(());
+    }
+    context.copy(tensor, &Column::new(view.name(), view.shape(), values)?.abi())
 }
 
 /// The entries of `params` that have a gradient in `grads`: values and gradients, side by side.
@@ -199,11 +231,13 @@ pub fn owned_trainable(params: &[abi::Param]) -> Vec<abi::Tensor> {
     params.iter().filter(|p| is_owned_trainable(p)).map(|p| p.value).collect()
 }
 
-/// Replaces every element by `f(own, others…)`, in f64. Host memory only: there is no division in `lmb.vector/1`.
+/// Replaces every element by `f(own, others…)`, in f64 on the CPU: there is no division in `lmb.vector/1`. Tensors of a
+/// device are fetched and written back, which is slow: for what happens outside of steps.
 ///
 /// # Errors
-/// Lists or tensors of different size; not in host memory.
+/// Lists or tensors of different size; what the host says.
 pub fn combine<const K: usize>(
+    context: &Context<'_>,
     to: &[abi::Tensor],
     others: [&[abi::Tensor]; K],
     f: impl Fn(f64, [f64; K]) -> f64,
@@ -213,18 +247,18 @@ pub fn combine<const K: usize>(
         for (values, list) in values.iter_mut().zip(others) {
             let other = list.get(i).ok_or_else(|| Error::internal("lists of different length"))?;
             // SAFETY: a tensor of the running call, or of this instance.
-            let view = unsafe { View::from_abi(other) }?;
-            *values = view.ok_or_else(|| Error::internal("an absent tensor"))?.to_vec()?;
+            *values = unsafe { fetch(context, other) }?;
         }
-        // SAFETY: a vector of this instance, borrowed by nobody else.
-        let Some(mut view) = (unsafe { crate::GradView::from_abi(tensor) })? else { continue };
-        let own = view.slice_mut::<f32>()?;
+        // SAFETY: a vector of this instance.
+        let mut own = unsafe { fetch::<f32>(context, tensor) }?;
         if values.iter().any(|v| v.len() != own.len()) {
             return Err(Error::internal("tensors of different size"));
         }
         for (j, own) in own.iter_mut().enumerate() {
             *own = f(f64::from(*own), std::array::from_fn(|k| values[k][j])) as f32;
         }
+        // SAFETY: a vector of this instance, borrowed by nobody else, with as many elements.
+        unsafe { store(context, tensor, &own) }?;
     }
     Ok(())
 }

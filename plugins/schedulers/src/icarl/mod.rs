@@ -160,6 +160,7 @@ impl Scheduler for Icarl {
     const SUMMARY: &'static str =
         "iCaRL: exemplars by herding, sigmoid distillation, nearest-mean prediction";
     const FEATURES: &'static [&'static str] = &["deterministic", "scenario.class"];
+    const DEVICES: &'static [i32] = crate::ANYWHERE;
     const STATE: bool = true;
     type Config = Config;
 

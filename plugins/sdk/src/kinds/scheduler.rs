@@ -28,7 +28,7 @@ impl<T: Scheduler> Body for SchedulerBody<T> {
         table(id, abi::SCHEDULER_ID, SchedulerTable::<T>::TABLE)
     }
     fn ports(&self) -> Result<Ports> {
-        Ok(self.plugin.ports())
+        Ok(self.plugin.ports().in_host_memory())
     }
     fn activate(&mut self, activation: &Activation<'_>) -> Result<()> {
         self.plugin.activate(activation)

@@ -20,7 +20,8 @@ pub trait Scheduler: Send + Sized + 'static {
     const SUMMARY: &'static str = "";
     /// `scenario.class`, `scenario.domain`, `scenario.task`, `scenario.online`, `deterministic`.
     const FEATURES: &'static [&'static str] = &["deterministic"];
-    /// `limbeck_abi::DL_*` device types of the student it can steer.
+    /// `limbeck_abi::DL_*` device types of the student it can steer. The tensors of an event lie in CPU memory, parameters
+    /// and gradients where the student is: `limbeck_sdk::vector` computes with those on any device.
     const DEVICES: &'static [i32] = &[abi::DL_CPU];
     /// Offers `save` and `load`.
     const STATE: bool = false;

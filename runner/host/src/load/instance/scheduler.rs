@@ -5,10 +5,14 @@
 use super::core::context;
 use super::requests::{Collector, table};
 use super::{
-    CallCtx, Event, Group, Instance, Param, PluginError, Request, Schedule, SchedulerTerm,
+    CallCtx, Event, Group, Instance, Param, PluginError, Port, Request, Schedule, SchedulerTerm,
 };
 use crate::tensor::Tensor;
 use limbeck_abi as abi;
+use std::borrow::Cow;
+
+/// A tensor of an event; `None`: absent.
+type Shown = (String, Option<Tensor>);
 
 /// More groups, terms or snapshots than any real scheduler declares.
 const MAX_ENTRIES: u64 = 1024;
@@ -62,11 +66,31 @@ impl Instance {
         self.core.need_active("on_event")?;
         let on_event = self.scheduler("on_event")?.on_event;
         let ctx = context(ctx, self.device);
+        let tensors = self.shown(event)?;
+        let event = &Event { tensors: &tensors, ..*event };
         let (result, filed) = with_event(&ctx, event, allow, |raw, requests| {
             // SAFETY: [step], active; every list and the request object live during the call.
             self.core.call("on_event", ctx.step, |p, e| unsafe { on_event(p, raw, requests, e) })
         });
         result.map(|()| filed)
+    }
+
+    /// The tensors of an event in the memory that their ports want; columns without a port of their own stay on the CPU.
+    fn shown<'a>(&self, event: &Event<'a>) -> Result<Cow<'a, [Shown]>, PluginError> {
+        let cpu = abi::DLDevice::CPU;
+        if self.device == cpu {
+            return Ok(Cow::Borrowed(event.tensors));
+        }
+        let one = |(name, tensor): &Shown| {
+            let port = self.inputs().find(|p| p.name == *name);
+            let place = if port.is_none_or(Port::is_host_memory) { cpu } else { self.device };
+            let brought = tensor.as_ref().map(|t| t.brought_to(place)).transpose();
+            let brought = brought.map_err(|e| {
+                self.core.error("on_event", e.status, format!("`{name}`: {}", e.message))
+            })?;
+            Ok((name.clone(), brought))
+        };
+        event.tensors.iter().map(one).collect::<Result<_, _>>().map(Cow::Owned)
     }
 }
 
