@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ["losses", "schedulers", "students", "teachers"]
 # Models that compute on GPUs.
-ON_GPUS = {"limbeck.cnn", "limbeck.mlp"}
+ON_GPUS = {"limbeck.bert", "limbeck.cnn", "limbeck.distilbert", "limbeck.hf", "limbeck.mlp"}
 # What a machine without CUDA has.
 ALLOWED = re.compile(r"(libc|libm|libgcc_s|libstdc\+\+|ld-linux-x86-64|libpthread|libdl)\.so\.\d+")
 # Rounding of another compilation of the same code over two hundred steps of Adam; most runs are equal to the bit.

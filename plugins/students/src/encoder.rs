@@ -247,6 +247,7 @@ macro_rules! student {
         impl CandleStudent for $name {
             const ID: &'static str = $id;
             const SUMMARY: &'static str = $summary;
+            const DEVICES: &'static [i32] = limbeck_sdk::candle::BUILT_FOR;
             const FOLDER: bool = true;
             type Config = Settings;
 

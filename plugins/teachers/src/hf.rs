@@ -73,6 +73,7 @@ fn open(settings: &Settings) -> Result<(Folder, Box<dyn Architecture>)> {
 impl CandleStudent for Hf {
     const ID: &'static str = "limbeck.hf";
     const SUMMARY: &'static str = "model from a folder with config.json and model.safetensors";
+    const DEVICES: &'static [i32] = limbeck_sdk::candle::BUILT_FOR;
     const FOLDER: bool = true;
     type Config = Settings;
 
